@@ -1,0 +1,49 @@
+"""What a device profile says. Its TOML form is documented in docs/devices.md; keys are these names in kebab-case."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from edgeopt.types import Format
+
+Feature = Literal["neon", "fp16", "dotprod", "i8mm", "bf16", "sve", "sve2", "sme"]
+
+
+@dataclass(frozen=True, slots=True)
+class CoreCluster:
+    """Identical cores: `count` x `core` ("cortex-a76") at up to `max_mhz`, with these instruction-set extensions."""
+
+    core: str
+    count: int
+    max_mhz: int
+    features: tuple[Feature, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceLatency:
+    """A published figure for this very device: which model, precision and thread count, and where it stands."""
+
+    model: str
+    precision: str
+    runtime: str
+    threads: int | None
+    ms: float
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceProfile:
+    """Where the model will run. `memory_mb` is the RAM of the device; `sources` are addresses of the facts."""
+
+    name: str
+    title: str
+    device_class: Literal["flagship", "mid-range", "low-end", "board"]
+    soc: str
+    year: int
+    memory_mb: int
+    clusters: tuple[CoreCluster, ...]
+    accelerators: tuple[str, ...]
+    formats: tuple[Format, ...]
+    reference_latencies: tuple[ReferenceLatency, ...]
+    sources: tuple[str, ...]

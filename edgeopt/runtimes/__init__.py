@@ -1,0 +1,20 @@
+"""Artifact -> outputs, per-operator times, memory; one module per way to run a file."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from edgeopt.runtimes.base import Runtime
+
+RUNTIMES: dict[str, str] = {
+    "litert": "edgeopt.runtimes.litert:LiteRTRuntime",
+    "onnxruntime": "edgeopt.runtimes.onnxruntime:OnnxRuntime",
+    "executorch": "edgeopt.runtimes.executorch:ExecuTorchRuntime",
+}
+
+
+def load_runtime(name: str) -> Runtime:
+    """The runtime of that name; imports its module now. Raises KeyError on an unknown name."""
+    module, _, attribute = RUNTIMES[name].partition(":")
+    runtime: Runtime = getattr(import_module(module), attribute)()
+    return runtime

@@ -1,0 +1,36 @@
+"""What a target says. Its TOML form is documented in docs/targets.md; keys are these names in kebab-case."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgeopt.types import EstimatorSpec, Format, Gates, Scheme
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What to build and how to judge it.
+
+    Attributes:
+        name: `<platform>-<precision>` or `<platform>-<runtime>-<precision>`.
+        summary: one line for `edgeopt targets`.
+        platform: "android", "linux-arm64", ...
+        format: which exporter.
+        runtimes: names in `edgeopt.runtimes.RUNTIMES` to validate in; the first decides latency.
+        device: default device profile.
+        scheme: what to quantize to.
+        estimator: default range estimator.
+        gates: default limits; flags and edgeopt.toml override them one by one.
+        advice: failed check name -> what to try, e.g. {"speedup": "transformers: try android-int8-dynamic"}.
+    """
+
+    name: str
+    summary: str
+    platform: str
+    format: Format
+    runtimes: tuple[str, ...]
+    device: str
+    scheme: Scheme
+    estimator: EstimatorSpec
+    gates: Gates
+    advice: dict[str, str]
