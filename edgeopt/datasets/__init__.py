@@ -1,0 +1,89 @@
+"""Streams of samples for calibration and evaluation, and the one implementation of declared preprocessing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgeopt.datasets.base import Dataset
+from edgeopt.datasets.declared import check_preprocessing, dump_preprocessing, load_preprocessing
+from edgeopt.datasets.subset import Subset, select
+from edgeopt.datasets.transform import Preprocessor
+from edgeopt.errors import DataError, UsageError
+from edgeopt.types import Preprocessing, TensorSpec
+
+__all__ = [
+    "Dataset",
+    "Preprocessor",
+    "Subset",
+    "check_preprocessing",
+    "dump_preprocessing",
+    "load_preprocessing",
+    "open_dataset",
+    "resolve_preprocessing",
+    "select",
+]
+
+FORMS = "a folder, or a .csv, .npz, .npy, .jsonl, .jsonl.gz or .txt file, or file.py:factory"
+
+
+def open_dataset(spec: str, inputs: tuple[TensorSpec, ...], preprocessing: Preprocessing | None) -> Dataset:
+    """Open a data set and check that its first sample fits the model.
+
+    Args:
+        spec: path of a folder or file, `file.py:factory` or `package.module:factory`; see docs/datasets.md.
+        inputs: the model's inputs.
+        preprocessing: what the model declares; None takes arrays as they are and derives what to do with pictures.
+
+    Raises UsageError when `spec` is no data set, DataError when it is empty, unreadable or doesn't fit, ConfigError
+    when the preprocessing makes no sense for it, MissingError when a package is needed that isn't installed.
+    """
+    preprocessing = resolve_preprocessing(spec, inputs, preprocessing)
+    dataset = _open(spec, inputs, preprocessing, Preprocessor(preprocessing, inputs))
+    if len(dataset) == 0:
+        raise DataError("is empty", where=spec)
+    dataset[0]
+    return dataset
+
+
+def resolve_preprocessing(
+    spec: str, inputs: tuple[TensorSpec, ...], preprocessing: Preprocessing | None
+) -> Preprocessing | None:
+    """What `open_dataset` applies: the declared preprocessing, or what a picture's way into the input must be.
+
+    Raises UsageError when `spec` holds files to decode and the input's shape doesn't tell how.
+    """
+    if preprocessing is not None or not _is_media(Path(spec).expanduser()):
+        return preprocessing
+    from edgeopt.datasets.image import default_preprocessing
+
+    return default_preprocessing(inputs)
+
+
+def _open(
+    spec: str, inputs: tuple[TensorSpec, ...], preprocessing: Preprocessing | None, preprocess: Preprocessor
+) -> Dataset:
+    path = Path(spec).expanduser()
+    if not path.exists():
+        if ":" not in spec:
+            raise UsageError("no such data set", where=spec, fix=f"give {FORMS}")
+        from edgeopt.datasets.factory import open_factory
+
+        return open_factory(spec, inputs, preprocessing, preprocess)
+    if _is_media(path):
+        from edgeopt.datasets.media import open_media
+
+        return open_media(path, preprocessing, preprocess)
+    if path.suffix in (".npz", ".npy"):
+        from edgeopt.datasets.arrays import ArrayDataset
+
+        open_arrays = ArrayDataset.from_npz if path.suffix == ".npz" else ArrayDataset.from_npy
+        return open_arrays(path, inputs, preprocess)
+    if path.name.removesuffix(".gz").endswith((".jsonl", ".txt")):
+        from edgeopt.datasets.lines import open_lines
+
+        return open_lines(path, inputs, preprocessing, preprocess)
+    raise UsageError("is no data set that edgeopt can read", where=spec, fix=f"give {FORMS}")
+
+
+def _is_media(path: Path) -> bool:
+    return path.is_dir() or path.suffix == ".csv"

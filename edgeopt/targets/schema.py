@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgeopt.types import EstimatorSpec, Format, Gates, Scheme
+
+#: Gates and flags in "MB" count mebibytes, so that a limit of 5 shows as 5.00 MiB beside the measured size.
+BYTES_PER_MB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,4 +37,4 @@ class Target:
     scheme: Scheme
     estimator: EstimatorSpec
     gates: Gates
-    advice: dict[str, str]
+    advice: Mapping[str, str]

@@ -1,0 +1,133 @@
+"""The bundle's README: what the app developer has to know, and nothing that the manifest doesn't say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgeopt.bundle.manifest import Manifest, ModelFile
+from edgeopt.types import (
+    ArrayPreprocessing,
+    AudioPreprocessing,
+    Format,
+    ImagePreprocessing,
+    Preprocessing,
+    SignatureTensor,
+    TextPreprocessing,
+)
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+RUNTIME_TITLE: dict[Format, str] = {"litert": "LiteRT", "onnx": "ONNX Runtime", "executorch": "ExecuTorch"}
+#: The Python package whose version the model was proven with.
+PYTHON_PACKAGE: dict[Format, str] = {"litert": "ai-edge-litert", "onnx": "onnxruntime", "executorch": "executorch"}
+GRADLE: dict[Format, str] = {
+    "litert": "com.google.ai.edge.litert:litert",
+    "onnx": "com.microsoft.onnxruntime:onnxruntime-android",
+    "executorch": "org.pytorch:executorch-android",
+}
+CMAKE: dict[Format, str] = {
+    "litert": (
+        "find_package(tensorflow-lite CONFIG REQUIRED)\ntarget_link_libraries(app tensorflow-lite::tensorflow-lite)"
+    ),
+    "onnx": "find_package(onnxruntime CONFIG REQUIRED)\ntarget_link_libraries(app onnxruntime::onnxruntime)",
+    "executorch": (
+        "find_package(executorch CONFIG REQUIRED)\n"
+        "target_link_libraries(app executorch extension_module_static extension_tensor xnnpack_backend)"
+    ),
+}
+
+
+def render_guide(manifest: Manifest) -> str:
+    """README.md as Markdown."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # only here, and only when a bundle is written
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown, not HTML
+    )
+    package = PYTHON_PACKAGE[manifest.format]
+    quantized = [t for t in _tensors(manifest.model) if t.quantization is not None]
+    return environment.get_template("README.md.j2").render(
+        m=manifest,
+        runtime=RUNTIME_TITLE[manifest.format],
+        package=package,
+        version=manifest.tools.get(package),
+        gradle=GRADLE[manifest.format],
+        cmake=CMAKE[manifest.format],
+        inputs=[_row(tensor) for tensor in manifest.model.signature.inputs],
+        outputs=[_row(tensor) for tensor in manifest.model.signature.outputs],
+        example=quantized[0] if quantized else None,
+        steps=_steps(manifest.preprocessing),
+    )
+
+
+def _tensors(model: ModelFile) -> tuple[SignatureTensor, ...]:
+    return (*model.signature.inputs, *model.signature.outputs)
+
+
+def _row(tensor: SignatureTensor) -> dict[str, str]:
+    quantization = "-"
+    if tensor.quantization is not None:
+        scale, zero_point = tensor.quantization.scale[0], tensor.quantization.zero_point[0]
+        quantization = f"scale {scale!r}, zero point {zero_point}"
+    notes = []
+    if tensor.permutation is not None:
+        notes.append(f"transposed from the trained model by {tensor.permutation}")
+    if any(isinstance(size, str) for size in tensor.shape):
+        notes.append("named sizes are free")
+    return {
+        "name": tensor.native_name,
+        "shape": " x ".join(str(size) for size in tensor.shape) or "scalar",
+        "dtype": tensor.dtype,
+        "quantization": quantization,
+        "notes": "; ".join(notes) or "-",
+    }
+
+
+def _steps(preprocessing: Preprocessing | None) -> list[str]:
+    """Preprocessing in words, in the order of the arithmetic."""
+    match preprocessing:
+        case None:
+            return []
+        case ImagePreprocessing():
+            return _image_steps(preprocessing)
+        case TextPreprocessing(tokenizer=tokenizer, max_length=length, padding=padding, text_keys=keys):
+            pair = f" the pair ({', '.join(keys)})" if len(keys) > 1 else " the text"
+            fill = f" and pad it to {length}" if padding == "max_length" else ""
+            return [
+                f"Tokenize{pair} with `{tokenizer}/tokenizer.json` (Hugging Face tokenizers).",
+                f"Cut the sequence at {length} tokens{fill}; the attention mask is 1 on tokens and 0 on padding.",
+            ]
+        case AudioPreprocessing():
+            steps = [
+                f"Mix to mono, as float32 in -1..1, and resample to {preprocessing.sample_rate} Hz.",
+                f"Cut to {preprocessing.num_samples} samples, or pad with zeros at the end.",
+            ]
+            if (preprocessing.mean, preprocessing.std) != (0.0, 1.0):
+                steps.append(f"Subtract {preprocessing.mean!r}, then divide by {preprocessing.std!r}.")
+            return steps
+        case ArrayPreprocessing():
+            arithmetic = _arithmetic(preprocessing.rescale, preprocessing.mean, preprocessing.std)
+            return [f"{arithmetic} Several values go along axis {preprocessing.channel_axis}."]
+
+
+def _image_steps(p: ImagePreprocessing) -> list[str]:
+    steps = [f"Decode to {'RGB' if p.channels == 3 else 'grey'}, values 0..255."]
+    if p.crop_fraction is not None:
+        steps.append(f"Cut out the central square of side {p.crop_fraction!r} x min(height, width).")
+    if p.resize_shorter is not None:
+        steps.append(f"Scale the shorter side to {p.resize_shorter} ({p.interpolation}).")
+        steps.append(f"Cut out the central {p.height} x {p.width} (height x width).")
+    else:
+        steps.append(f"Resize to {p.height} x {p.width} (height x width, {p.interpolation}).")
+    steps.append(_arithmetic(p.rescale, p.mean, p.std))
+    return steps
+
+
+def _arithmetic(rescale: float, mean: tuple[float, ...], std: tuple[float, ...]) -> str:
+    values = [", ".join(repr(v) for v in group) for group in (mean, std)]
+    return f"Compute `(value / {rescale!r} - mean) / std` with mean = [{values[0]}] and std = [{values[1]}]."

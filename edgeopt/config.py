@@ -1,0 +1,165 @@
+"""edgeopt.toml and flags -> `RunConfig`.
+
+Flags win over the file, the file wins over the defaults; the keys themselves are in `config_keys`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from edgeopt.config_keys import GATE_OF_KEY, KEYS, Key, Place, nearest, read_text, read_toml
+
+if TYPE_CHECKING:  # types.py needs NumPy, which `edgeopt --help` does not
+    from edgeopt.types import Gates
+
+DEFAULT_FILE = "edgeopt.toml"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """All that one `edgeopt export` was asked to do. `None` means: as the target, the model or the data says.
+
+    Fractions are fractions (0.005 is half a point), sizes are in MB of 2**20 bytes, times in milliseconds.
+
+    Attributes:
+        preprocessing: the `[preprocessing]` table as it was written; `tokenizer` already resolved.
+        gates_off: fields of `Gates` that the user switched off.
+        config_dir: folder of the configuration file; relative paths in that file start here.
+    """
+
+    model: str | None = None
+    example: str | None = None
+    weights: Path | None = None
+    name: str | None = None
+    task: str | None = None
+    input: tuple[str, ...] = ()
+    labels: Path | None = None
+    target: tuple[str, ...] = ()
+    device: str | None = None
+    calibration: str | None = None
+    num_calibration_samples: int = 128
+    evaluation: str | None = None
+    num_evaluation_samples: int | None = None
+    metric: str | None = None
+    seed: int = 0
+    estimator: Literal["min-max", "percentile", "entropy", "mse"] | None = None
+    percentile: float | None = None
+    keep_float: tuple[str, ...] = ()
+    io: Literal["float", "int8"] | None = None
+    max_accuracy_drop: float | None = None
+    min_agreement: float | None = None
+    min_sqnr_db: float | None = None
+    min_speedup: float | None = None
+    max_latency_ms: float | None = None
+    max_size_mb: float | None = None
+    max_peak_memory_mb: float | None = None
+    threads: int = 1
+    output_dir: Path = Path("dist")
+    float_twin: bool = True
+    preprocessing: Mapping[str, object] | None = None
+    gates_off: frozenset[str] = frozenset()
+    config_dir: Path = Path()
+
+    @property
+    def gates_set(self) -> frozenset[str]:
+        """Fields of `Gates` that the user decided, by a limit or by `off`."""
+        limits = {gate for key, gate in GATE_OF_KEY.items() if getattr(self, key) is not None}
+        return frozenset(limits) | self.gates_off
+
+
+def resolve_gates(target_gates: Gates, config: RunConfig) -> Gates:
+    """The limits of one run: the user's where given, the target's elsewhere, none where switched off."""
+    from edgeopt.types import Gates
+
+    def pick(gate: str, own: T | None, default: T | None) -> T | None:
+        if gate in config.gates_off:
+            return None
+        return default if own is None else own
+
+    return Gates(
+        max_accuracy_drop=pick("max_accuracy_drop", config.max_accuracy_drop, target_gates.max_accuracy_drop),
+        min_agreement=pick("min_agreement", config.min_agreement, target_gates.min_agreement),
+        min_sqnr_db=pick("min_sqnr_db", config.min_sqnr_db, target_gates.min_sqnr_db),
+        min_speedup=pick("min_speedup", config.min_speedup, target_gates.min_speedup),
+        max_latency_ms=pick("max_latency_ms", config.max_latency_ms, target_gates.max_latency_ms),
+        max_size_bytes=pick("max_size_bytes", _bytes(config.max_size_mb), target_gates.max_size_bytes),
+        max_peak_memory_bytes=pick(
+            "max_peak_memory_bytes", _bytes(config.max_peak_memory_mb), target_gates.max_peak_memory_bytes
+        ),
+    )
+
+
+def _bytes(megabytes: float | None) -> int | None:
+    from edgeopt.targets.schema import BYTES_PER_MB
+
+    return None if megabytes is None else round(megabytes * BYTES_PER_MB)
+
+
+_BY_SPELLING = {key.spelling: key for key in KEYS}
+
+
+def load_config(path: Path | None, overrides: Mapping[str, object]) -> RunConfig:
+    """Flags over file over defaults.
+
+    Args:
+        path: the configuration file; None takes edgeopt.toml of the current directory where there is one.
+        overrides: field of `RunConfig` -> value; None and empty lists mean "not given". "off" switches a gate off.
+
+    Raises:
+        ConfigError: unreadable file, unknown key, wrong type or value; names file and line, or the flag.
+    """
+    if path is None and Path(DEFAULT_FILE).is_file():
+        path = Path(DEFAULT_FILE)
+    base = path.parent if path is not None else Path()
+    given: dict[str, tuple[object, Place]] = {}
+    if path is not None:
+        text_lines = read_text(path).splitlines()
+        for spelling, value in read_toml(path).items():
+            place = Place(f"{path}:{_line_of(spelling, text_lines)}: {spelling}", base)
+            given[_known(spelling, place).name] = (value, place)
+    flags = {name: value for name, value in overrides.items() if value is not None and value != () and value != []}
+    for one, other in (("model", "example"), ("example", "model")):
+        if one in flags and other not in flags:
+            given.pop(other, None)
+    for name, value in flags.items():
+        spelling = name.replace("_", "-")
+        place = Place(f"--{spelling}", Path())
+        given[_known(spelling, place).name] = (value, place)
+    return _build(given, base)
+
+
+def _build(given: Mapping[str, tuple[object, Place]], base: Path) -> RunConfig:
+    values: dict[str, Any] = {}
+    off: set[str] = set()
+    for key in KEYS:
+        if key.name not in given:
+            continue
+        value, place = given[key.name]
+        if key.is_gate and value == "off":
+            off.add(GATE_OF_KEY[key.name])
+        else:
+            values[key.name] = key.parse(value, place)
+    if "percentile" in values:
+        estimator = values.setdefault("estimator", "percentile")
+        if estimator != "percentile":
+            raise given["percentile"][1].error(f"means nothing to the {estimator} estimator", "drop one of the two")
+    return RunConfig(**values, gates_off=frozenset(off), config_dir=base)
+
+
+def _known(spelling: str, place: Place) -> Key:
+    key = _BY_SPELLING.get(spelling)
+    if key is None:
+        raise place.error("unknown key", nearest(spelling.replace("_", "-"), _BY_SPELLING) or None)
+    return key
+
+
+def _line_of(spelling: str, lines: list[str]) -> int:
+    """Line of a top-level key or table; tomllib doesn't tell. The first line where it can't be found."""
+    pattern = re.compile(rf"""\s*\[?\s*["']?{re.escape(spelling)}["']?\s*[\].=]""")
+    return next((number for number, line in enumerate(lines, 1) if pattern.match(line)), 1)

@@ -1,0 +1,72 @@
+"""The TOML form of a device profile, and how one is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from edgeopt.device_profiles.schema import CoreCluster, DeviceProfile, Feature, ReferenceLatency
+from edgeopt.toml_data import Form, find_file, parse, read_toml
+from edgeopt.types import Format, Precision
+
+DIRECTORY = Path(__file__).parent
+
+Text = Annotated[str, Field(min_length=1)]
+Address = Annotated[str, Field(pattern=r"^https?://\S+$")]
+Count = Annotated[int, Field(gt=0)]
+
+
+class ClusterForm(Form):
+    core: Text
+    count: Count
+    max_mhz: Count
+    features: list[Feature]
+
+
+class LatencyForm(Form):
+    model: Text
+    precision: Precision
+    runtime: Text
+    threads: Count | None = None
+    ms: Annotated[float, Field(gt=0)]
+    source: Address
+
+
+class DeviceForm(Form):
+    title: Text
+    device_class: Literal["flagship", "mid-range", "low-end", "board"]
+    soc: Text
+    year: Annotated[int, Field(ge=2000, le=2100)]
+    memory_mb: Count
+    cluster: Annotated[list[ClusterForm], Field(min_length=1)]
+    accelerators: list[Text] = Field(default_factory=list)
+    formats: Annotated[list[Format], Field(min_length=1)]
+    reference_latency: list[LatencyForm] = Field(default_factory=list)
+    sources: Annotated[list[Address], Field(min_length=1)]
+
+
+def names() -> list[str]:
+    """Names of the built-in devices, sorted."""
+    return sorted(path.stem for path in DIRECTORY.glob("*.toml"))
+
+
+def load(name_or_path: str) -> DeviceProfile:
+    path = find_file("device", name_or_path, DIRECTORY)
+    form = parse(DeviceForm, read_toml(path), path)
+    return DeviceProfile(
+        name=path.stem,
+        title=form.title,
+        device_class=form.device_class,
+        soc=form.soc,
+        year=form.year,
+        memory_mb=form.memory_mb,
+        clusters=tuple(
+            CoreCluster(core=c.core, count=c.count, max_mhz=c.max_mhz, features=tuple(c.features)) for c in form.cluster
+        ),
+        accelerators=tuple(form.accelerators),
+        formats=tuple(form.formats),
+        reference_latencies=tuple(ReferenceLatency(**latency.model_dump()) for latency in form.reference_latency),
+        sources=tuple(form.sources),
+    )

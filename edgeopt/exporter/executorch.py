@@ -1,0 +1,239 @@
+"""PyTorch -> ExecuTorch for the XNNPACK delegate, in float and through PT2E quantization."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeopt.errors import ConversionError
+from edgeopt.exporter.base import QuantizationRequest, layer_is_exempt
+from edgeopt.exporter.executorch_graph import dynamic_shapes, example_inputs, simplify
+from edgeopt.exporter.executorch_io import quantize_io
+from edgeopt.exporter.executorch_lowering import Lowered, capture, first_line, lower, quiet_vendor
+from edgeopt.exporter.executorch_observer import calibrate, observe_weights
+from edgeopt.exporter.executorch_quantizer import XnnpackQuantizer
+from edgeopt.formats.executorch import ProgramOp, read_program
+from edgeopt.types import (
+    Artifact,
+    Dim,
+    Format,
+    Model,
+    Precision,
+    QuantParams,
+    Scheme,
+    Signature,
+    SignatureTensor,
+    StepRecord,
+    TensorSpec,
+    UnquantizedOp,
+)
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.fx import GraphModule
+
+_TOOLS = ("torch", "executorch", "torchao")
+
+#: Delegated operators that exist in int8 (STATIC_QUANT in the partitioner's configurations).
+_INT8_KERNELS = {
+    "Add", "Clamp", "Conv2d", "ConvTranspose2d", "DepthwiseConv2d", "ELU", "FullyConnected", "GlobalAvgPooling2d",
+    "MaxPooling2d", "Multiply", "Subtract",
+}  # fmt: skip
+#: Delegated operators that move or convert values and compute nothing.
+_MOVEMENT = {
+    "Convert", "StaticTranspose", "StaticReshape", "StaticSlice", "StaticConstantPad", "Copy", "Concatenate2",
+    "Concatenate3", "Concatenate4", "Concatenate5",
+}  # fmt: skip
+#: The same for portable kernels, overloads left out.
+_PORTABLE_MOVEMENT = {
+    "aten.view_copy", "aten.permute_copy", "aten.transpose_copy", "aten.t_copy", "aten.expand_copy", "aten.cat",
+    "aten.slice_copy", "aten.select_copy", "aten.squeeze_copy", "aten.unsqueeze_copy", "aten.split_copy",
+    "aten.split_with_sizes_copy", "aten.unbind_copy", "aten.clone", "aten._to_copy", "aten.stack", "aten.full",
+    "aten.full_like", "aten.scalar_tensor", "aten.constant_pad_nd", "aten.index", "aten.index_select", "aten.gather",
+    "aten.copy", "aten.repeat", "aten.flip", "aten.detach_copy", "aten.alias_copy", "aten.as_strided_copy",
+    "aten.pixel_shuffle", "aten.pixel_unshuffle", "aten.roll", "aten.empty", "aten.arange", "executorch_prim.et_view",
+    "dim_order_ops._to_dim_order_copy", "dim_order_ops._clone_dim_order", "dim_order_ops._empty_dim_order",
+    "quantized_decomposed.quantize_per_tensor", "quantized_decomposed.dequantize_per_tensor",
+}  # fmt: skip
+
+
+class ExecuTorchExporter:
+    """The .pte files of a model: `model_fp32.pte` and `model.pte`. See `edgeopt.exporter.base.Exporter`."""
+
+    format: Format = "executorch"
+    suffix = ".pte"
+
+    def export_float(self, model: Model, directory: Path) -> Artifact:
+        path = directory / f"model_fp32{self.suffix}"
+        with quiet_vendor():
+            lower(_capture_model(model), path)
+        step = StepRecord("export", {"format": self.format, "precision": "fp32"})
+        return _artifact(model, path, "fp32", {}, (step,), ())
+
+    def export_quantized(
+        self, model: Model, float_artifact: Artifact, request: QuantizationRequest, directory: Path
+    ) -> Artifact:
+        del float_artifact  # PT2E starts from the module
+        scheme = request.scheme
+        _check_scheme(scheme)
+        path = directory / f"model{self.suffix}"
+        io: dict[str, QuantParams] = {}
+        with quiet_vendor():
+            inputs = example_inputs(model)
+            graph = _quantize(_capture_model(model), model, request)
+            if scheme.io == "int8":
+                io, inputs = quantize_io(graph, model, inputs)
+            lowered = lower(capture(graph, inputs, dynamic_shapes(model.inputs)), path)
+        unquantized = _unquantized(read_program(path).ops, lowered, request)
+        return _artifact(model, path, scheme.precision, io, _history(request), unquantized)
+
+
+def _capture_model(model: Model) -> ExportedProgram:
+    if model.module is None:
+        raise ConversionError(
+            "ExecuTorch is made from a PyTorch module, and this model has none",
+            where=model.name,
+            fix="give the PyTorch model, or choose a LiteRT or ONNX target",
+        )
+    program = capture(model.module, example_inputs(model), dynamic_shapes(model.inputs))
+    simplify(program)
+    return program
+
+
+def _check_scheme(scheme: Scheme) -> None:
+    problem = None
+    if scheme.precision == "fp16":
+        problem = "ExecuTorch's XNNPACK delegate has no fp16 recipe here"
+    elif scheme.precision != "w8a8" or scheme.activations == "none":
+        problem = f"the ExecuTorch exporter makes static and dynamic w8a8, not {scheme.precision}"
+    elif scheme.activations == "dynamic" and scheme.weight_granularity == "per-tensor":
+        problem = "XNNPACK's dynamic kernels take per-channel weights only"
+    elif scheme.activations == "dynamic" and scheme.io == "int8":
+        problem = "with dynamic activations there is no fixed scale for int8 inputs and outputs"
+    if problem:
+        raise ConversionError(problem, where="scheme", fix="see `edgeopt targets` for what each format offers")
+
+
+def _quantize(program: ExportedProgram, model: Model, request: QuantizationRequest) -> GraphModule:
+    """The float graph with quantize and dequantize operators in it."""
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    scheme = request.scheme
+    # The guards would check every calibration sample against what the example input happened to be.
+    graph = program.module(check_guards=False)
+    try:
+        prepared = prepare_pt2e(graph, XnnpackQuantizer(scheme, request.keep_float))
+        if request.calibration is not None:
+            calibrate(prepared, request.calibration, model.inputs, symmetric=scheme.activation_symmetric)
+        else:
+            observe_weights(prepared)
+        converted: GraphModule = convert_pt2e(prepared)
+    except (AssertionError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise ConversionError(
+            f"PT2E quantization failed: {first_line(error)}",
+            where=model.name,
+            fix="keep the layers involved in float (keep-float), or choose another format",
+        ) from error
+    return converted
+
+
+def _history(request: QuantizationRequest) -> tuple[StepRecord, ...]:
+    scheme = request.scheme
+    config: dict[str, str | int | float | bool | None] = {
+        "format": "executorch",
+        "precision": scheme.precision,
+        "activations": scheme.activations,
+        "weights": scheme.weight_granularity,
+        "symmetric": scheme.activation_symmetric,
+        "io": scheme.io,
+        "keep_float": ",".join(request.keep_float) or None,
+    }
+    if request.calibration is not None:
+        config["estimator"] = request.calibration.estimator.name
+        config["samples"] = request.calibration.count
+        if request.calibration.estimator.name == "percentile":
+            config["percentile"] = request.calibration.estimator.percentile
+    return (StepRecord("quantize", config),)
+
+
+# --- what the file is ------------------------------------------------------------------------------------------------
+
+
+def _artifact(
+    model: Model,
+    path: Path,
+    precision: Precision,
+    io: dict[str, QuantParams],
+    steps: tuple[StepRecord, ...],
+    unquantized: tuple[UnquantizedOp, ...],
+) -> Artifact:
+    data = path.read_bytes()
+    return Artifact(
+        path=path,
+        format="executorch",
+        precision=precision,
+        signature=_signature(model, path, io),
+        size_bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        history=(*model.history, *steps),
+        tools={name: version(name) for name in _TOOLS},
+        unquantized_ops=unquantized,
+    )
+
+
+def _signature(model: Model, path: Path, io: dict[str, QuantParams]) -> Signature:
+    """The file's inputs and outputs by position, under the model's names."""
+    native = read_program(path).signature
+    for kind, ours, theirs in (("inputs", model.inputs, native.inputs), ("outputs", model.outputs, native.outputs)):
+        if len(ours) != len(theirs):
+            raise ConversionError(f"the file has {len(theirs)} {kind}, the model {len(ours)}", where=model.name)
+    return Signature(
+        inputs=tuple(_bind(s, n, io) for s, n in zip(model.inputs, native.inputs, strict=True)),
+        outputs=tuple(_bind(s, n, io) for s, n in zip(model.outputs, native.outputs, strict=True)),
+    )
+
+
+def _bind(spec: TensorSpec, native: SignatureTensor, io: dict[str, QuantParams]) -> SignatureTensor:
+    shape = tuple(dim.name if isinstance(dim, Dim) else dim for dim in spec.shape)
+    if not spec.is_dynamic:
+        shape = native.shape
+    return replace(native, name=spec.name, shape=shape, model_dtype=spec.dtype, quantization=io.get(spec.name))
+
+
+def _unquantized(ops: Sequence[ProgramOp], lowered: Lowered, request: QuantizationRequest) -> tuple[UnquantizedOp, ...]:
+    """Float computation in the written file: portable kernels, and delegated operators without int8 operands."""
+    found = []
+    for op in ops:
+        type_ = op.info.type
+        base = type_.rpartition(".")[0] if type_.count(".") > 1 else type_
+        if type_ in _MOVEMENT or base in _PORTABLE_MOVEMENT or not _computes_in_float(op):
+            continue
+        if op.info.delegate is None:
+            layer = lowered.kernels.get(op.instruction, "")
+            reason = f"the XNNPACK delegate does not take {base}, which runs on a portable kernel"
+        else:
+            layer = lowered.delegated.get((op.instruction, op.debug_handle or 0), "")
+            reason = _why_float(type_, request.scheme)
+        if layer and layer_is_exempt(layer, request.keep_float):
+            reason = "kept in float as asked"
+        found.append(
+            UnquantizedOp(name=f"{layer}/{op.info.name}" if layer else op.info.name, type=type_, reason=reason)
+        )
+    return tuple(found)
+
+
+def _why_float(type_: str, scheme: Scheme) -> str:
+    if scheme.activations == "dynamic":
+        return "only linear layers are quantized dynamically"
+    if type_ not in _INT8_KERNELS:
+        return f"the XNNPACK delegate has no int8 kernel for {type_}"
+    return "its operands are float: it stands among float operators, or one of them has no int8 range (a mask)"
+
+
+def _computes_in_float(op: ProgramOp) -> bool:
+    floats = ("float32", "float16", "bfloat16", "float64", "double")
+    return op.info.dtype in floats and any(t in floats for t in op.inputs)

@@ -1,0 +1,198 @@
+"""The calls into torch.export and ExecuTorch, with their noise muffled and their errors in one line."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeopt.errors import ConversionError
+from edgeopt.exporter.base import strip_wrapper
+from edgeopt.exporter.executorch_graph import layer_of, operator_name
+
+if TYPE_CHECKING:
+    import torch
+    from torch.export import ExportedProgram
+    from torch.fx import Graph
+
+_OPERATOR = re.compile(r"\b(aten|torchvision|torchaudio|prims|quantized_decomposed)(?:::|\.)(\w+)(?:\.(\w+))?")
+
+
+@contextmanager
+def quiet_vendor() -> Iterator[None]:
+    """Warnings raised and logged inside the vendors' code are about their code, not about the user's model."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def capture(
+    module: torch.nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    shapes: Sequence[Mapping[int, object]] | None,
+) -> ExportedProgram:
+    """torch.export of a module. Raises ConversionError naming the operator and the layer it stopped at."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            return torch.export.export(module, inputs, dynamic_shapes=_by_parameter(module, shapes))
+    except Exception as error:  # anything the user's forward or torch's tracer raises
+        raise _capture_error(module, error) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """What `lower` wrote, and where its operators come from.
+
+    Attributes:
+        kernels: instruction -> source layer of a portable kernel call.
+        delegated: (instruction, debug handle) -> source layer of an operator inside a delegate.
+    """
+
+    kernels: Mapping[int, str]
+    delegated: Mapping[tuple[int, int], str]
+
+
+def lower(program: ExportedProgram, path: Path) -> Lowered:
+    """Delegate to XNNPACK what it takes and write the .pte file. Raises ConversionError."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    try:
+        edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        exported = edge.exported_program()
+        handles = {n.meta["debug_handle"]: layer_of(n) for n in exported.graph.nodes if "debug_handle" in n.meta}
+        blocks = [_layers(graph) for graph in _delegated_graphs(exported)]
+        manager = edge.to_executorch()
+    except Exception as error:  # the compiler's passes raise all kinds
+        raise _lowering_error(program, error) from error
+    path.write_bytes(manager.buffer)
+    _check_loads(path)
+    kernels: dict[int, str] = {}
+    delegated: dict[tuple[int, int], str] = {}
+    remaining = iter(blocks)
+    for instruction, handle in manager.debug_handle_map["forward"].items():
+        if isinstance(handle, list):
+            layers = next(remaining, {})
+            delegated |= {(instruction, inner): layer for inner, layer in layers.items()}
+        else:
+            kernels[instruction] = handles.get(handle, "")
+    return Lowered(kernels, delegated)
+
+
+def _delegated_graphs(program: ExportedProgram) -> list[Graph]:
+    """What went into each delegated block, in the order of their calls."""
+    calls = [n for n in program.graph.nodes if n.op == "call_function" and "call_delegate" in str(n.target)]
+    blocks = dict(program.graph_module.named_modules())
+    return [blocks[str(call.args[0].target)].original_module.graph for call in calls]
+
+
+def _layers(graph: Graph) -> dict[int, str]:
+    """Debug handle -> layer inside a delegated block. The (de)quantizers around an operator share its handle."""
+    found: dict[int, str] = {}
+    for node in graph.nodes:
+        handle = node.meta.get("debug_handle")
+        if node.op == "call_function" and handle is not None and "quantized_decomposed" not in str(node.target):
+            found.setdefault(handle, layer_of(node))
+    return found
+
+
+def _check_loads(path: Path) -> None:
+    """The runtime accepts the file and has a kernel for every operator in it."""
+    from executorch.runtime import Runtime
+
+    if path.stat().st_size == 0:
+        raise ConversionError("ExecuTorch wrote an empty file", where=str(path))
+    try:
+        Runtime.get().load_program(path).load_method("forward")
+    except RuntimeError as error:
+        raise ConversionError(
+            f"ExecuTorch's runtime refuses the file it wrote ({first_line(error)})",
+            where=str(path),
+            fix="keep the layers involved in float, or choose another format",
+        ) from error
+
+
+def _by_parameter(module: torch.nn.Module, shapes: Sequence[Mapping[int, object]] | None) -> dict[str, object] | None:
+    """Dynamic shapes as torch.export wants them: by parameter of forward(), a tuple for `*args`."""
+    if shapes is None:
+        return None
+    arguments = inspect.signature(module.forward).bind(*shapes).arguments
+    return dict(arguments)
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a vendor's message that says something."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    text = next((line for line in lines if line), type(error).__name__)
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def _capture_error(module: torch.nn.Module, error: Exception) -> ConversionError:
+    layer = _failing_layer(module, error)
+    operator = _named_operator(error)
+    text = str(error)
+    if "data-dependent" in text or "GuardOnDataDependent" in type(error).__name__:
+        problem = "what the model does depends on the values of its input, which torch.export can't follow"
+        fix = "replace the Python `if` or loop on a tensor's value with torch.where or torch.cond"
+    else:
+        problem = f"torch.export failed: {first_line(error)}"
+        fix = "run torch.export.export on the module to see the whole message"
+    if operator:
+        problem = f"{problem} (operator {operator})"
+    return ConversionError(problem, where=f"layer {layer!r}" if layer else "the model", fix=fix)
+
+
+def _failing_layer(module: torch.nn.Module, error: BaseException) -> str:
+    """Path of the innermost submodule whose forward() was running."""
+    paths = {id(child): name for name, child in module.named_modules()}
+    layer, trace = "", error.__traceback__
+    while trace is not None:
+        name = paths.get(id(trace.tb_frame.f_locals.get("self")))
+        layer = name or layer
+        trace = trace.tb_next
+    return strip_wrapper(layer)
+
+
+def _named_operator(error: BaseException) -> str | None:
+    match = _OPERATOR.search(str(error))
+    return f"{match[1]}.{match[2]}" if match else None
+
+
+def _lowering_error(program: ExportedProgram, error: Exception) -> ConversionError:
+    operator = _named_operator(error)
+    layer = _layer_with(program, operator) if operator else ""
+    problem = f"ExecuTorch can't take the operator {operator}" if operator else "ExecuTorch can't lower the model"
+    return ConversionError(
+        f"{problem} ({first_line(error)})",
+        where=f"layer {layer!r}" if layer else "the model",
+        fix="replace that operator, or choose another format",
+    )
+
+
+def _layer_with(program: ExportedProgram, operator: str) -> str:
+    """The layer that has this operator, as written or after torch took a larger one apart; empty if none has."""
+
+    def find(graph: Graph) -> str:
+        return next((layer_of(n) for n in graph.nodes if operator_name(n).startswith(f"{operator}.")), "")
+
+    layer = find(program.graph)
+    if not layer:
+        with suppress(RuntimeError):  # the message then does without the layer
+            layer = find(program.run_decompositions().graph)
+    return layer

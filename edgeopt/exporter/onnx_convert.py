@@ -1,0 +1,72 @@
+"""The ONNX conversions that need no calibration: float16, and int8 with ranges found at run time."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeopt.errors import ConversionError
+from edgeopt.exporter.onnx_graph import clean
+from edgeopt.types import Scheme
+
+if TYPE_CHECKING:
+    import onnx
+
+#: Where a dynamic scale per call pays. Not convolutions: ConvInteger is slower than a float convolution.
+DYNAMIC_TYPES = ("MatMul", "Gemm")
+
+
+def to_float16(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Weights and arithmetic in float16; inputs and outputs stay float32."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    try:
+        result: onnx.ModelProto = convert_float_to_float16(_copy(proto), keep_io_types=True)
+        OnnxModel(result).topological_sort()  # the converter appends its casts at the end
+    # A graph rewriter that asserts and raises whatever it meets.
+    except Exception as error:
+        raise ConversionError(f"the conversion to float16 failed: {error}") from error
+    clean(result)
+    return result
+
+
+def to_dynamic_int8(
+    proto: onnx.ModelProto, exempt: Callable[[onnx.NodeProto], bool], scheme: Scheme
+) -> onnx.ModelProto:
+    """Constant weights of matrix products as int8; what they are multiplied with is quantized at run time."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    prepared = _copy(proto)
+    # Says that shapes were inferred and the graph simplified, without which ONNX Runtime logs advice to do so.
+    prepared.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
+    excluded = [node.name for node in proto.graph.node if exempt(node)]
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "dynamic.onnx"
+        try:
+            quantize_dynamic(
+                prepared,
+                path,
+                op_types_to_quantize=list(DYNAMIC_TYPES),
+                per_channel=scheme.weight_granularity == "per-channel",
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=excluded,
+                extra_options={"MatMulConstBOnly": True},
+            )
+            result = onnx.load(str(path))
+        # A graph rewriter that asserts and raises whatever it meets.
+        except Exception as error:
+            raise ConversionError(f"dynamic quantization failed: {error}") from error
+    clean(result)
+    return result
+
+
+def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    return copy

@@ -1,0 +1,254 @@
+"""Which nodes of a float ONNX graph should compute in int8, so that the file is fast in ONNX Runtime.
+
+ONNX Runtime turns `DequantizeLinear -> op -> QuantizeLinear` into one integer kernel for some operators; around any
+other the pair only costs time and accuracy. So int8 spreads from the operators where it pays:
+
+- anchors (convolutions, matrix products) always compute in int8;
+- joins (Add, Mul, pooling, Sigmoid...) do when their inputs come out of int8 kernels and an int8 kernel follows;
+- moves (Reshape, MaxPool...) pass quantized values on with unchanged parameters, under the same condition;
+- Relu and Clip disappear into the output range of the kernel before them;
+- a product with a positive constant only changes the scale.
+
+Everything else, and everything exempted, stays float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+from edgeopt.exporter.onnx_rewrite import attributes, constants_of, number
+from edgeopt.formats.onnx import tensor_types
+
+if TYPE_CHECKING:
+    import onnx
+
+UNARY_JOINS = frozenset({"Sigmoid", "HardSigmoid", "LeakyRelu", "Softmax", "AveragePool", "GlobalAveragePool"})
+BINARY_JOINS = frozenset({"Add", "Mul"})
+CLIPS = frozenset({"Relu", "Clip"})
+MOVES = frozenset(
+    {"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "MaxPool", "DepthToSpace", "Expand"}
+)
+#: Outputs of these lie in [0, 1] whatever the input, so nothing needs to be observed.
+UNIT_RANGE = frozenset({"Sigmoid", "HardSigmoid", "Softmax"})
+
+
+class Role(Enum):
+    """How an int8 node is written (see the module's text)."""
+
+    CONV = auto()
+    GEMM = auto()
+    MATMUL = auto()  # its output stays float: biases, softmax and layer norm, which follow, have no better use
+    JOIN = auto()
+    MOVE = auto()
+    PAD = auto()
+    RESCALE = auto()
+    FOLDED = auto()  # a Relu or Clip that the kernel before it does by saturating
+
+
+class Plan:
+    """The plan for one graph.
+
+    Args:
+        proto: float graph with unique node names, rewritten by `onnx_rewrite.for_int8`.
+        exempt: whether a node must stay float.
+        quantize_io: float graph inputs and outputs become integers as well.
+        fold_clips: whether quantized ranges may start at zero, so that they can do the work of a Relu.
+
+    Attributes:
+        roles: name of an int8 node -> its role; nodes that are absent stay float.
+        folded: output of an int8 kernel -> output of the Relu or Clip that it absorbs.
+        stored: tensors that exist only quantized (outputs of int8 kernels); float readers dequantize them.
+        interface: float graph inputs and outputs that become integers.
+        observed: tensors whose ranges calibration has to find, in graph order.
+    """
+
+    def __init__(
+        self, proto: onnx.ModelProto, exempt: Callable[[onnx.NodeProto], bool], quantize_io: bool, fold_clips: bool
+    ) -> None:
+        graph = proto.graph
+        self._nodes = list(graph.node)
+        self._constants = constants_of(graph)
+        self._types = tensor_types(proto)
+        self._exempt = exempt
+        self._fold_clips = fold_clips
+        self._inputs = [i.name for i in graph.input if i.name not in self._constants]
+        self._outputs = frozenset(o.name for o in graph.output)
+        self._captured = frozenset(captured_names(self._nodes))
+        self._positions = self._find_positions()
+        self._readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in self._nodes:
+            for name in dict.fromkeys(node.input):
+                self._readers.setdefault(name, []).append(node)
+        ends = (*self._inputs, *(o.name for o in graph.output)) if quantize_io else ()
+        self.interface: AbstractSet[str] = frozenset(n for n in ends if self._types.get(n) == "float32")
+        self.roles: Mapping[str, Role] = {}
+        self.folded: Mapping[str, str] = {}
+        self._solve()
+        self.stored: AbstractSet[str] = frozenset(self._stored())
+        self.observed = tuple(dict.fromkeys(self._observed()))
+
+    def _solve(self) -> None:
+        """Let int8 spread forward, take it back where nothing int8 follows, until that changes nothing."""
+        banned: set[str] = set()
+        while True:
+            self._spread(banned)
+            useless = {n.name for n in self._nodes if n.name in self.roles and not self._pays(n)}
+            if not useless:
+                return
+            banned |= useless
+
+    def _spread(self, banned: AbstractSet[str]) -> None:
+        roles: dict[str, Role] = {}
+        folded: dict[str, str] = {}
+        quantized = set(self.interface.intersection(self._inputs))
+        kernels: set[str] = set()  # outputs whose kernel could saturate in a Relu's place
+        for node in self._nodes:
+            if node.name in banned or self._captured.intersection(node.output) or self._exempt(node):
+                continue
+            role = self._role(node, quantized)
+            if role is None:
+                continue
+            source = node.input[0]
+            if node.op_type in CLIPS and self._fold_clips and source in kernels and self._read_once(source):
+                role = Role.FOLDED
+                folded[source] = node.output[0]
+            roles[node.name] = role
+            if role is not Role.MATMUL:
+                quantized.update(node.output)
+            if role in (Role.CONV, Role.GEMM, Role.JOIN) and node.op_type not in UNIT_RANGE:
+                kernels.update(node.output)
+        self.roles, self.folded = roles, folded
+
+    def _role(self, node: onnx.NodeProto, quantized: AbstractSet[str]) -> Role | None:
+        activations = [name for name in node.input if name and name not in self._constants]
+        if not activations or node.domain not in ("", "ai.onnx") or not all(self._is_real(o) for o in node.output):
+            return None
+        anchor = self._anchor(node)
+        if anchor is not None:
+            return anchor
+        ready = all(name in quantized for name in activations if self._is_real(name))
+        if node.op_type == "Concat" and any(name in quantized for name in activations):
+            return Role.JOIN
+        if not ready or not (node.input[0] in quantized or node.input[0] in self._constants):
+            return None
+        if self.factor(node) is not None:
+            return Role.RESCALE
+        if node.op_type in UNARY_JOINS | BINARY_JOINS:
+            return Role.JOIN
+        if node.op_type in CLIPS:
+            return Role.JOIN if all(name in self._constants for name in node.input[1:] if name) else None
+        if node.op_type in MOVES or (node.op_type == "Resize" and attributes(node).get("mode", b"nearest") == b"nearest"):
+            return Role.MOVE
+        return Role.PAD if node.op_type == "Pad" and self._pads_with_zero(node) else None
+
+    def _anchor(self, node: onnx.NodeProto) -> Role | None:
+        if node.op_type not in ("Conv", "Gemm", "MatMul") or not self._is_real(node.input[0]):
+            return None
+        weight = self._constants.get(node.input[1])
+        if node.op_type == "MatMul":
+            return Role.MATMUL if (self._is_real(node.input[1]) if weight is None else weight.ndim >= 2) else None
+        bias = node.input[2] if len(node.input) > 2 else ""
+        if weight is None or (bias and bias not in self._constants):
+            return None
+        if node.op_type == "Conv":
+            return Role.CONV
+        plain = not number(node, "transA", 0) and number(node, "alpha", 1) == 1 and number(node, "beta", 1) == 1
+        columns = weight.shape[0 if number(node, "transB", 0) else 1]
+        return Role.GEMM if plain and (not bias or self._constants[bias].shape == (columns,)) else None
+
+    def factor(self, node: onnx.NodeProto) -> float | None:
+        """c where the node is x * c with a positive scalar constant c that comes second; None otherwise."""
+        if node.op_type not in ("Mul", "Div") or node.input[1] not in self._constants:
+            return None
+        constant = self._constants[node.input[1]]
+        if constant.size != 1 or constant.ndim > 1 or node.input[0] in self._constants:
+            return None
+        value = float(constant.reshape(-1)[0])
+        if not value > 0:
+            return None
+        return value if node.op_type == "Mul" else 1 / value
+
+    def _pads_with_zero(self, node: onnx.NodeProto) -> bool:
+        if attributes(node).get("mode", b"constant") != b"constant":
+            return False
+        value = node.input[2] if len(node.input) > 2 else ""
+        return not value or (value in self._constants and not self._constants[value].any())
+
+    def _pays(self, node: onnx.NodeProto) -> bool:
+        """Whether int8 is of use here: for joins and moves only if what they give is read by int8 kernels."""
+        role = self.roles[node.name]
+        if role in (Role.CONV, Role.GEMM, Role.MATMUL, Role.FOLDED):
+            return True
+        results = [self.folded.get(name, name) for name in node.output]
+        readers = [reader.name in self.roles for name in results for reader in self._readers.get(name, ())]
+        if role is Role.RESCALE:
+            return bool(readers) and all(readers) and not self._outputs.intersection(results)
+        return any(readers) or bool(self.interface.intersection(results))
+
+    def _stored(self) -> Iterator[str]:
+        for node in self._nodes:
+            role = self.roles.get(node.name)
+            if role is None or role is Role.MATMUL:
+                continue
+            if role is Role.GEMM:
+                # The kernel can return float as well, which is better for logits.
+                output = node.output[0]
+                readers = [reader.name in self.roles for reader in self._readers.get(output, ())]
+                if not any(readers) and output not in self.interface:
+                    continue
+            yield from node.output
+
+    def _observed(self) -> Iterator[str]:
+        own_range = (Role.CONV, Role.GEMM, Role.JOIN)
+        for node in self._nodes:
+            role = self.roles.get(node.name)
+            if role is None or role is Role.FOLDED:
+                continue
+            yield from (n for n in self.activations(node) if n not in self.stored)
+            if role in own_range and node.op_type not in UNIT_RANGE:
+                yield from (self.folded.get(name, name) for name in node.output if name in self.stored)
+        yield from (name for name in sorted(self.interface) if name not in self.stored)
+
+    def activations(self, node: onnx.NodeProto) -> list[str]:
+        """A node's float inputs that are not constants."""
+        return [n for n in node.input if n and n not in self._constants and self._types.get(n) == "float32"]
+
+    def _read_once(self, name: str) -> bool:
+        return len(self._readers.get(name, ())) == 1 and name not in self._outputs
+
+    def _is_real(self, name: str) -> bool:
+        return self._types.get(name) == "float32" and name not in self._positions
+
+    def _find_positions(self) -> frozenset[str]:
+        """Float tensors that derive from integers only (positions, masks): eight bits can't tell 300 from 301."""
+        found: set[str] = set()
+        for node in self._nodes:
+            inputs = [name for name in node.input if name]
+            if node.op_type in ("Cast", "Range", "ConstantOfShape"):
+                derived = all(self._types.get(name) != "float32" or name in found for name in inputs)
+            else:
+                varying = [name for name in inputs if name not in self._constants]
+                real = [name for name in varying if self._types.get(name) == "float32"]
+                derived = bool(real) and all(name in found for name in real)
+            if derived:
+                found.update(node.output)
+        return frozenset(found)
+
+
+def captured_names(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
+    """Names that the bodies of If, Loop and Scan read; they must stay what they are."""
+    import onnx
+
+    for node in nodes:
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs) if attribute.type in (
+                onnx.AttributeProto.GRAPH,
+                onnx.AttributeProto.GRAPHS,
+            ) else ():
+                for inner in body.node:
+                    yield from inner.input
+                yield from (output.name for output in body.output)
+                yield from captured_names(body.node)

@@ -1,0 +1,106 @@
+"""Equivalent float graphs that use operators with int8 kernels in ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgeopt.types import Array
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def constants_of(graph: onnx.GraphProto) -> dict[str, Array]:
+    """Initializers and Constant nodes, by tensor name."""
+    from onnx import numpy_helper
+
+    arrays = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            arrays |= {node.output[0]: numpy_helper.to_array(a.t) for a in node.attribute if a.name == "value"}
+    return arrays
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, object]:
+    """Attribute name -> value."""
+    import onnx
+
+    return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+
+
+def number(node: onnx.NodeProto, attribute: str, default: float) -> float:
+    """A numeric attribute, or its default."""
+    value = attributes(node).get(attribute, default)
+    return float(value) if isinstance(value, int | float) else default
+
+
+def for_int8(proto: onnx.ModelProto, exempt: Callable[[onnx.NodeProto], bool]) -> onnx.ModelProto:
+    """A copy in which what has no int8 kernel, but an equivalent that has, is replaced by it.
+
+    - HardSwish(x) = x * HardSigmoid(x; 1/6, 1/2).
+    - The mean over height and width of a 4-D tensor = GlobalAveragePool, squeezed where the mean drops dimensions.
+    """
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    constants = constants_of(copy.graph)
+    ranks = _ranks(copy)
+    nodes: list[onnx.NodeProto] = []
+    for node in copy.graph.node:
+        if exempt(node):
+            nodes.append(node)
+        elif node.op_type == "HardSwish":
+            nodes += _split_hardswish(node)
+        elif node.op_type == "ReduceMean" and _is_spatial(node, constants, ranks):
+            nodes += _pool(node, copy.graph)
+        else:
+            nodes.append(node)
+    del copy.graph.node[:]
+    copy.graph.node.extend(nodes)
+    return copy
+
+
+def _split_hardswish(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    from onnx import helper
+
+    gate = f"{node.output[0]}_gate"
+    layer = node.name.rpartition("/")[0]
+    prefix = f"{layer}/" if layer else ""
+    serial = node.name.rpartition("/")[2].removeprefix("HardSwish")
+    return [
+        helper.make_node(
+            "HardSigmoid", [node.input[0]], [gate], name=f"{prefix}HardSwish_gate{serial}", alpha=1 / 6, beta=0.5
+        ),
+        helper.make_node("Mul", [node.input[0], gate], [node.output[0]], name=node.name),
+    ]
+
+
+def _is_spatial(node: onnx.NodeProto, constants: Mapping[str, Array], ranks: Mapping[str, int]) -> bool:
+    if len(node.input) < 2 or node.input[1] not in constants or ranks.get(node.input[0]) != 4:
+        return False
+    return sorted(int(axis) % 4 for axis in constants[node.input[1]].reshape(-1)) == [2, 3]
+
+
+def _pool(node: onnx.NodeProto, graph: onnx.GraphProto) -> Iterable[onnx.NodeProto]:
+    from onnx import helper, numpy_helper
+
+    if number(node, "keepdims", 1):
+        return [helper.make_node("GlobalAveragePool", [node.input[0]], [node.output[0]], name=node.name)]
+    pooled, axes = f"{node.output[0]}_pooled", f"{node.output[0]}_axes"
+    graph.initializer.append(numpy_helper.from_array(np.array([2, 3], dtype=np.int64), axes))
+    return [
+        helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], name=node.name),
+        helper.make_node("Squeeze", [pooled, axes], [node.output[0]], name=f"{node.name}_squeeze"),
+    ]
+
+
+def _ranks(proto: onnx.ModelProto) -> dict[str, int]:
+    import onnx
+
+    graph = onnx.shape_inference.infer_shapes(proto).graph
+    infos = (*graph.value_info, *graph.input, *graph.output)
+    return {v.name: len(v.type.tensor_type.shape.dim) for v in infos if v.type.tensor_type.HasField("shape")}

@@ -1,0 +1,222 @@
+"""Everything that can be decided or refused before the first minute of work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from edgeopt.config import RunConfig, resolve_gates
+from edgeopt.device_profiles import load_device
+from edgeopt.errors import MissingError, UsageError
+from edgeopt.examples import EXAMPLES
+from edgeopt.runtimes import load_runtime
+from edgeopt.targets import load_target
+from edgeopt.types import EstimatorSpec, Finding, Gates, Model, Sample, Scheme
+
+if TYPE_CHECKING:
+    from edgeopt.datasets.base import Dataset
+    from edgeopt.device_profiles.schema import DeviceProfile
+    from edgeopt.targets.schema import Target
+    from edgeopt.validation.metrics import Metric
+
+DEFAULT_TARGET = "android-int8"
+#: Held-out samples used for fidelity when the user names no evaluation set.
+HELD_OUT_SAMPLES = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One bundle to build: a target with the user's overrides applied."""
+
+    target: Target
+    device: DeviceProfile
+    scheme: Scheme
+    estimator: EstimatorSpec
+    gates: Gates
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The samples of a run. `origin` says what the evaluation samples are, for the report."""
+
+    calibration: Dataset | None
+    evaluation: Dataset
+    origin: Literal["evaluation set", "held out of the calibration set", "calibration set", "example input"]
+    findings: tuple[Finding, ...]
+
+
+def with_example(config: RunConfig) -> RunConfig:
+    """The configuration with the named example's model and data where the user gave none of his own."""
+    if config.example is None:
+        if config.model is None:
+            raise UsageError(
+                "no model given",
+                fix="name one (file.py:factory, model.onnx, model.pt2, hf:DIR), or run a built-in one: --example digits",
+            )
+        return config
+    if config.model is not None:
+        raise UsageError("both a model and --example are given", fix="drop one of them")
+    example = EXAMPLES.get(config.example)
+    if example is None:
+        near = get_close_matches(config.example, EXAMPLES, n=1, cutoff=0.0)[0]
+        raise UsageError(f"no example {config.example!r}", fix=f"did you mean {near!r}?")
+    own_data = config.calibration is not None
+    return replace(
+        config,
+        model=example.model,
+        calibration=config.calibration or example.calibration,
+        evaluation=config.evaluation or (None if own_data else example.evaluation),
+    )
+
+
+def plan_jobs(config: RunConfig) -> tuple[Job, ...]:
+    """Resolve every target; raises before any work when one can't be built or validated on this machine."""
+    jobs = tuple(_job(name, config) for name in dict.fromkeys(config.target or (DEFAULT_TARGET,)))
+    for job in jobs:
+        if job.scheme.needs_calibration and config.calibration is None:
+            raise UsageError(
+                f"target {job.target.name!r} quantizes statically and needs sample data",
+                fix="give --calibration DATA (some hundred real inputs), or take a target that needs none: "
+                f"{job.target.name.removesuffix('-int8')}-int8-dynamic",
+            )
+        for name in job.target.runtimes:
+            reason = load_runtime(name).unavailable()
+            if reason is not None:
+                raise MissingError(reason, where=f"target {job.target.name!r}")
+    return jobs
+
+
+def _job(name: str, config: RunConfig) -> Job:
+    target = load_target(name)
+    device = load_device(config.device or target.device)
+    if target.format not in device.formats:
+        raise UsageError(
+            f"takes {', '.join(device.formats)}, and target {target.name!r} makes {target.format}",
+            where=f"device {device.name!r}",
+            fix="see `edgeopt devices`",
+        )
+    estimator = EstimatorSpec(
+        name=config.estimator or target.estimator.name,
+        percentile=config.percentile if config.percentile is not None else target.estimator.percentile,
+    )
+    scheme = replace(target.scheme, io=config.io) if config.io is not None else target.scheme
+    return Job(target, device, scheme, estimator, resolve_gates(target.gates, config))
+
+
+def with_preprocessing(config: RunConfig, model: Model) -> Model:
+    """The model with the preprocessing that its data gets, so that the bundle can tell the app."""
+    from edgeopt.datasets import resolve_preprocessing
+
+    data = config.calibration or config.evaluation
+    if data is None or model.preprocessing is not None:
+        return model
+    return replace(model, preprocessing=resolve_preprocessing(data, model.inputs, None))
+
+
+def open_data(config: RunConfig, model: Model, jobs: tuple[Job, ...]) -> Data:
+    """Open the data sets and choose the samples; the same seed always chooses the same ones."""
+    from edgeopt.datasets import open_dataset, select
+
+    calibration: Dataset | None = None
+    rest: Dataset | None = None
+    if config.calibration is not None:
+        source = open_dataset(config.calibration, model.inputs, model.preprocessing)
+        chosen = select(source, config.num_calibration_samples, config.seed)
+        if any(job.scheme.needs_calibration for job in jobs):
+            calibration = chosen
+        if len(chosen) < len(source):
+            count = config.num_evaluation_samples or HELD_OUT_SAMPLES
+            rest = select(source, count, config.seed, exclude=frozenset(chosen.indices))
+    if config.evaluation is not None:
+        evaluation = open_dataset(config.evaluation, model.inputs, model.preprocessing)
+        return Data(calibration, select(evaluation, config.num_evaluation_samples, config.seed), "evaluation set", ())
+    if rest is not None:
+        return Data(calibration, rest, "held out of the calibration set", ())
+    if config.calibration is not None:
+        finding = Finding(
+            "evaluated-on-calibration-data",
+            "evaluation",
+            "the calibration set has no samples to spare, so fidelity is measured on the very samples that set the "
+            "ranges; give --evaluation DATA",
+        )
+        return Data(calibration, chosen, "calibration set", (finding,))
+    finding = Finding(
+        "evaluated-on-example-input",
+        "evaluation",
+        "no data was given, so fidelity is measured on the model's example input alone; give --evaluation DATA",
+    )
+    return Data(None, ExampleInput(model), "example input", (finding,))
+
+
+class ExampleInput:
+    """The model's own example input as a data set of one."""
+
+    is_labelled = False
+    class_names: tuple[str, ...] = ()
+
+    def __init__(self, model: Model) -> None:
+        self._sample = Sample(model.example_inputs, None, "example input")
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Sample:
+        if index != 0:
+            raise IndexError(index)
+        return self._sample
+
+    def __iter__(self) -> Iterator[Sample]:
+        yield self._sample
+
+    def fingerprint(self) -> str:
+        from hashlib import sha256
+
+        digest = sha256()
+        for name, values in sorted(self._sample.inputs.items()):
+            digest.update(name.encode())
+            digest.update(values.tobytes())
+        return digest.hexdigest()
+
+
+def bundle_path(config: RunConfig, model: Model, job: Job) -> Path:
+    return config.output_dir / f"{model.name}-{job.target.name}"
+
+
+def load(config: RunConfig) -> Model:
+    """Load the model that the configuration names, with what it says about it."""
+    from edgeopt.datasets import load_preprocessing
+    from edgeopt.sources import SourceOptions, load_model, parse_input
+
+    assert config.model is not None, "with_example has run"
+    options = SourceOptions(
+        weights=config.weights,
+        name=config.name,
+        inputs=tuple(parse_input(text) for text in config.input),
+        preprocessing=load_preprocessing(config.preprocessing) if config.preprocessing is not None else None,
+        labels=_read_labels(config.labels) if config.labels is not None else (),
+        task=config.task,
+    )
+    return load_model(config.model, options)
+
+
+def metric_of(config: RunConfig, model: Model, evaluation: Dataset) -> Callable[[], Metric] | None:
+    """The user's metric; else top-1 where the data has class indices and the model class scores; else none."""
+    from edgeopt.validation.metrics import load_metric
+
+    if config.metric is not None:
+        return load_metric(config.metric)
+    if not evaluation.is_labelled or not isinstance(evaluation[0].label, int):
+        return None
+    has_scores = any(len(spec.shape) == 2 and spec.shape[-1] not in (0, 1) for spec in model.outputs)
+    return load_metric("top1") if has_scores else None
+
+
+def _read_labels(path: Path) -> tuple[str, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"can't be read: {error}", where=str(path), fix="one class name per line, UTF-8") from error
+    return tuple(line.strip() for line in lines if line.strip())

@@ -1,0 +1,65 @@
+"""Figures as people read them."""
+
+from __future__ import annotations
+
+import math
+
+#: Long names of checks and measurements; any other name is shown with its underscores as spaces.
+TITLES = {
+    "accuracy_drop": "accuracy drop",
+    "sqnr_db": "SQNR",
+    "source_sqnr_db": "SQNR, float file to source",
+    "max_abs_error": "largest error",
+    "speedup": "speed-up",
+    "latency_ms": "latency",
+    "size_bytes": "size",
+    "peak_memory_bytes": "peak memory",
+    "top1": "top-1",
+    "top5": "top-5",
+}
+
+
+def title(name: str) -> str:
+    return TITLES.get(name, name.replace("_", " "))
+
+
+def quantity(value: float | None, unit: str) -> str:
+    """A value in its unit: bytes as KiB or MiB, fractions as per cent, times to three digits.
+
+    None is "not measured"; an infinite SQNR, which identical outputs have, is "exact".
+    """
+    if value is None or math.isnan(value):
+        return "not measured"
+    if unit == "dB" and value == math.inf:
+        return "exact"
+    if math.isinf(value):
+        return "infinite" if value > 0 else "-infinite"
+    match unit:
+        case "bytes":
+            return _bytes(value)
+        case "fraction":
+            return f"{100 * value:.2f} %"
+        case "ms":
+            return f"{three_digits(value)} ms"
+        case "x":
+            return f"{value:.2f}x"
+        case "dB":
+            return f"{value:.1f} dB"
+        case _:
+            return f"{value:.4g} {unit}".rstrip()
+
+
+def three_digits(value: float) -> str:
+    """1234, 123, 12.3, 1.23, 0.012: as many decimals as mean something."""
+    if value == 0:
+        return "0"
+    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:.{min(decimals, 4)}f}"
+
+
+def _bytes(value: float) -> str:
+    if abs(value) < 1 << 10:
+        return f"{value:.0f} B"
+    if abs(value) < 1 << 20:
+        return f"{value / (1 << 10):.1f} KiB"
+    return f"{value / (1 << 20):.2f} MiB"

@@ -1,0 +1,31 @@
+"""report.json: what validation found, in a form that tools can rely on (see docs/bundle.md)."""
+
+from __future__ import annotations
+
+from edgeopt.errors import UsageError
+from edgeopt.json_data import dumps, from_plain, loads, to_plain
+from edgeopt.types import Report
+
+SCHEMA_VERSION = 1
+
+
+def to_json(report: Report, manifest_sha256: str) -> str:
+    """The report as text. `manifest_sha256` binds it to its bundle; "" where there is none."""
+    plain = to_plain(report)
+    assert isinstance(plain, dict)
+    return dumps({"schema_version": SCHEMA_VERSION, "manifest_sha256": manifest_sha256, **plain})
+
+
+def from_json(text: str | bytes, where: str = "report.json") -> Report:
+    """The report back. Raises UsageError naming `where` when the text isn't a report of a version that we know."""
+    plain = loads(text, where)
+    if not isinstance(plain, dict):
+        raise UsageError("is not a report", where=where)
+    if plain.get("schema_version") != SCHEMA_VERSION:
+        raise UsageError(
+            f"has schema version {plain.get('schema_version')!r}, this edgeopt reads {SCHEMA_VERSION}",
+            where=where,
+            fix="use the edgeopt that wrote it",
+        )
+    known = {key: value for key, value in plain.items() if key not in ("schema_version", "manifest_sha256")}
+    return from_plain(Report, known, where)

@@ -1,0 +1,154 @@
+"""Proving a bundle again: on another machine, on other data, after a download."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from edgeopt.bundle import LoadedBundle, open_bundle
+from edgeopt.errors import MissingError
+from edgeopt.progress import Progress, Silent
+from edgeopt.runtimes import load_runtime
+from edgeopt.runtimes.base import decode
+from edgeopt.types import Artifact, Check, Dim, Finding, Report, Sample, SignatureTensor, TensorSpec
+from edgeopt.validation.golden import Replay, golden_check
+from edgeopt.validation.metrics import load_metric
+from edgeopt.validation.prove import Subject, Terms, prove
+
+if TYPE_CHECKING:
+    from edgeopt.datasets.base import Dataset
+    from edgeopt.validation.metrics import Metric
+
+
+def validate(
+    bundle: Path, *, evaluation: str | None = None, threads: int = 1, progress: Progress | None = None
+) -> Report:
+    """Verify every hash, reproduce the golden vectors and run every check again with the limits of the bundle.
+
+    Without `evaluation` the limits on fidelity and accuracy keep the result on record, with a finding that says so:
+    a handful of golden vectors can show that the file still does what it did, not how good it is.
+
+    Raises:
+        TamperedError: a file is not what the manifest says. UsageError: no bundle, or data that doesn't fit.
+        MissingError: the bundle's runtime is not on this machine.
+    """
+    progress = progress or Silent()
+    loaded = open_bundle(bundle)
+    runtime = load_runtime(loaded.target.runtimes[0])
+    if (reason := runtime.unavailable()) is not None:
+        raise MissingError(reason, where=str(bundle))
+    progress.step("Running the golden vectors")
+    vectors = tuple(loaded.golden())
+    with runtime.open(loaded.model_path, loaded.signature) as session:
+        tolerance = loaded.manifest.golden_tolerance
+        golden = golden_check(session, ((v.inputs, v.outputs) for v in vectors), tolerance)
+    terms = _terms(loaded, _data(loaded, evaluation) if evaluation is not None else None, threads)
+    report = prove(_subject(loaded, on_golden=evaluation is None), terms, (), progress)
+    return _with_record(report, golden, loaded.report())
+
+
+def _terms(loaded: LoadedBundle, data: Dataset | None, threads: int) -> Terms:
+    """The bundle's own limits over new data; over its golden vectors those that a handful of samples can decide."""
+    golden = golden_samples(loaded)
+    gates = loaded.gates
+    if data is None:
+        gates = replace(gates, max_accuracy_drop=None, min_agreement=None, min_sqnr_db=None)
+    return Terms(
+        model=loaded.name,
+        target=loaded.target.name,
+        runtimes=loaded.target.runtimes,
+        samples=lambda: iter(golden if data is None else data),
+        count=len(golden if data is None else data),
+        origin="golden vectors" if data is None else "evaluation set",
+        metric=_metric(loaded, data),
+        gates=gates,
+        required_gates=frozenset(),
+        advice=loaded.target.advice,
+        threads=threads,
+    )
+
+
+def _metric(loaded: LoadedBundle, data: Dataset | None) -> Callable[[], Metric] | None:
+    """The metric on record, if it is one of ours: a bundle must not choose code to run."""
+    name = loaded.report().evaluation.get("metric")
+    if data is None or not data.is_labelled or not isinstance(name, str) or ":" in name:
+        return None
+    return load_metric(name)
+
+
+def _data(loaded: LoadedBundle, evaluation: str) -> Dataset:
+    from edgeopt.datasets import open_dataset
+
+    specs = tuple(model_terms(tensor) for tensor in loaded.signature.inputs)
+    return open_dataset(evaluation, specs, loaded.preprocessing)
+
+
+def model_terms(tensor: SignatureTensor) -> TensorSpec:
+    """What the model itself took, before the file's layout and type."""
+    order = tensor.permutation or tuple(range(len(tensor.shape)))
+    sizes: dict[int, int | Dim] = {
+        source: Dim(size) if isinstance(size, str) else size for source, size in zip(order, tensor.shape, strict=True)
+    }
+    layout: Literal["NCHW"] | None = "NCHW" if tensor.permutation is not None else None
+    return TensorSpec(tensor.name, tuple(sizes[axis] for axis in range(len(order))), tensor.model_dtype, layout)
+
+
+def golden_samples(loaded: LoadedBundle) -> tuple[Sample, ...]:
+    """The golden vectors' inputs in the model's terms."""
+    inputs = loaded.signature.inputs
+    return tuple(
+        Sample({t.name: decode(vector.inputs[t.name], t) for t in inputs}, vector.label, f"golden vector {k}")
+        for k, vector in enumerate(loaded.golden())
+    )
+
+
+def _subject(loaded: LoadedBundle, on_golden: bool) -> Subject:
+    """The shipped file beside its twin, or beside what the twin once gave where the bundle left it out."""
+    manifest = loaded.manifest
+    recorded = loaded.report()
+    shipped = Artifact(
+        path=loaded.model_path,
+        format=loaded.format,
+        precision=loaded.precision,
+        signature=loaded.signature,
+        size_bytes=loaded.file(manifest.model.file).size_bytes,
+        sha256=loaded.file(manifest.model.file).sha256,
+        history=loaded.history,
+        tools=loaded.tools,
+        unquantized_ops=recorded.unquantized_ops,
+    )
+    if manifest.float_twin is None:
+        references = [vector.reference for vector in loaded.golden()] if on_golden else []
+        return Subject(shipped, None, (lambda: Replay(loaded.signature, references)) if references else None)
+    entry = loaded.file(manifest.float_twin.file)
+    twin = replace(
+        shipped,
+        path=loaded.path / manifest.float_twin.file,
+        precision="fp32",
+        signature=manifest.float_twin.signature,
+        size_bytes=entry.size_bytes,
+        sha256=entry.sha256,
+        unquantized_ops=(),
+    )
+    return Subject(shipped, twin, None)
+
+
+def _with_record(report: Report, golden: Check, recorded: Report) -> Report:
+    """Add what could not be decided here as it stands on record, and say so."""
+    fresh = {check.name for check in (golden, *report.checks)}
+    kept = tuple(check for check in recorded.checks if check.name not in fresh)
+    findings = tuple(
+        Finding(
+            "kept-from-record",
+            check.name,
+            "not measured again: needs the source model"
+            if check.name == "source_sqnr_db"
+            else "not measured again: give the data with --evaluation DATA",
+        )
+        for check in kept
+    )
+    checks = (golden, *report.checks, *kept)
+    status: Literal["passed", "failed"] = "passed" if all(check.passed for check in checks) else "failed"
+    return replace(report, checks=checks, status=status, findings=(*report.findings, *findings))

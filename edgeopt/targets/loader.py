@@ -1,0 +1,146 @@
+"""The TOML form of a target, and how one is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from edgeopt.errors import ConfigError
+from edgeopt.targets.schema import BYTES_PER_MB, Target
+from edgeopt.toml_data import SLUG, Form, find_file, parse, read_toml
+from edgeopt.types import EstimatorSpec, Format, Gates, Precision, Scheme
+
+DIRECTORY = Path(__file__).parent
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+def _off_is_none(value: object) -> object:
+    """ "off" drops a gate that an extended target sets; TOML has no null for it."""
+    return None if value == "off" else value
+
+
+Fraction = Annotated[Annotated[float, Field(ge=0, le=1)] | None, BeforeValidator(_off_is_none)]
+Positive = Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_off_is_none)]
+Decibels = Annotated[float | None, BeforeValidator(_off_is_none)]
+
+
+class SchemeForm(Form):
+    precision: Precision
+    activations: Literal["none", "static", "dynamic"]
+    weight_granularity: Literal["per-channel", "per-tensor"] = "per-channel"
+    activation_symmetric: bool = False
+    io: Literal["float", "int8"] = "float"
+
+
+class CalibrationForm(Form):
+    estimator: Literal["min-max", "percentile", "entropy", "mse"] = "min-max"
+    percentile: Annotated[float, Field(gt=50, le=100)] = 99.999
+
+
+class GatesForm(Form):
+    max_accuracy_drop: Fraction = None
+    min_agreement: Fraction = None
+    min_sqnr_db: Decibels = None
+    min_speedup: Positive = None
+    max_latency_ms: Positive = None
+    max_size_mb: Positive = None
+    max_peak_memory_mb: Positive = None
+
+
+class AdviceForm(Form):
+    accuracy_drop: Text | None = None
+    agreement: Text | None = None
+    sqnr_db: Text | None = None
+    speedup: Text | None = None
+    latency_ms: Text | None = None
+    size_bytes: Text | None = None
+    peak_memory_bytes: Text | None = None
+
+
+class TargetForm(Form):
+    summary: Text
+    platform: Text
+    format: Format
+    runtimes: Annotated[list[Text], Field(min_length=1)]
+    device: Text
+    scheme: SchemeForm
+    calibration: CalibrationForm = CalibrationForm()
+    gates: GatesForm = GatesForm()
+    advice: AdviceForm = AdviceForm()
+
+
+def names() -> list[str]:
+    """Names of the built-in targets, sorted."""
+    return sorted(path.stem for path in DIRECTORY.glob("*.toml"))
+
+
+def load(name_or_path: str) -> Target:
+    path = find_file("target", name_or_path, DIRECTORY)
+    form = parse(TargetForm, _with_bases(path, seen=()), path)
+    _check(form, path)
+    gates = form.gates
+    return Target(
+        name=path.stem,
+        summary=form.summary,
+        platform=form.platform,
+        format=form.format,
+        runtimes=tuple(form.runtimes),
+        device=form.device,
+        scheme=Scheme(**form.scheme.model_dump()),
+        estimator=EstimatorSpec(name=form.calibration.estimator, percentile=form.calibration.percentile),
+        gates=Gates(
+            max_accuracy_drop=gates.max_accuracy_drop,
+            min_agreement=gates.min_agreement,
+            min_sqnr_db=gates.min_sqnr_db,
+            min_speedup=gates.min_speedup,
+            max_latency_ms=gates.max_latency_ms,
+            max_size_bytes=_bytes(gates.max_size_mb),
+            max_peak_memory_bytes=_bytes(gates.max_peak_memory_mb),
+        ),
+        advice=form.advice.model_dump(exclude_none=True),
+    )
+
+
+def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """A file's keys laid over those of the target that it extends; tables are merged key by key."""
+    data = read_toml(path)
+    base = data.pop("extends", None)
+    if base is None:
+        return data
+    where = f"{path}: extends"
+    if not isinstance(base, str):
+        raise ConfigError(f"must be a target's name or file, got {base!r}", where=where)
+    if SLUG.fullmatch(base) is None or base.endswith(".toml"):
+        base = str(path.parent / base)  # beside the file that says so, not beside whoever runs edgeopt
+    base_path = find_file("target", base, DIRECTORY)
+    chain = (*seen, path.resolve())
+    if base_path.resolve() in chain:
+        raise ConfigError("a target can't extend itself", where=where)
+    merged = _with_bases(base_path, chain)
+    for key, value in data.items():
+        inherited = merged.get(key)
+        if isinstance(value, dict) and isinstance(inherited, dict):
+            value = {**inherited, **value}
+        merged[key] = value
+    return merged
+
+
+def _check(form: TargetForm, path: Path) -> None:
+    """What no single key can say: whether precision and activations go together."""
+    scheme = form.scheme
+    where = f"{path}: scheme.activations"
+    has_activation_bits = scheme.precision in ("w8a8", "w8a16", "8da4w")
+    if has_activation_bits == (scheme.activations == "none"):
+        fix = 'say "static" or "dynamic"' if has_activation_bits else 'say "none"'
+        raise ConfigError(
+            f"{scheme.activations!r} does not go with precision {scheme.precision!r}", where=where, fix=fix
+        )
+    if scheme.io == "int8" and scheme.activations != "static":
+        raise ConfigError("int8 inputs and outputs need static activations", where=f"{path}: scheme.io")
+
+
+def _bytes(megabytes: float | None) -> int | None:
+    return None if megabytes is None else round(megabytes * BYTES_PER_MB)

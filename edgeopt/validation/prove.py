@@ -1,0 +1,182 @@
+"""Everything that is claimed about an exported file, measured on that file in its runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from edgeopt.runtimes import load_runtime
+from edgeopt.runtimes.base import Session
+from edgeopt.types import Array, Artifact, Check, Finding, Gates, Measurement, OpTiming, Report, Sample
+from edgeopt.validation.benchmark import benchmark
+from edgeopt.validation.evaluate import Evaluation, evaluate
+from edgeopt.validation.gates import judge
+
+if TYPE_CHECKING:
+    from edgeopt.progress import Progress
+    from edgeopt.validation.metrics import Metric
+
+#: The float twin must be the source model within rounding; a converter that breaks the model is caught here.
+SOURCE_SAMPLES = 4
+MIN_SOURCE_SQNR_DB = 40.0
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is judged, and what it is compared with.
+
+    Attributes:
+        artifact: the file that ships.
+        float_twin: the fp32 file of the same format; None when `artifact` is that file itself or the twin is gone.
+        source: opens what the files were made from (or what is on record of it); None when that can't be run.
+    """
+
+    artifact: Artifact
+    float_twin: Artifact | None
+    source: Callable[[], Session] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How to judge: data, metric, limits.
+
+    Attributes:
+        runtimes: the first decides everything; in the others the file is evaluated again.
+        samples: a fresh iterator at each call; `count` of them; `origin` says in words what they are.
+        metric: None without labels.
+        required_gates: fields of `Gates` that the user set and that must not be skipped.
+        advice: check name -> what to try when it fails.
+    """
+
+    model: str
+    target: str
+    runtimes: tuple[str, ...]
+    samples: Callable[[], Iterator[Sample]]
+    count: int
+    origin: str
+    metric: Callable[[], Metric] | None
+    gates: Gates
+    required_gates: frozenset[str]
+    advice: Mapping[str, str]
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Observed:
+    """What opening and running the files showed."""
+
+    evaluation: Evaluation | None
+    elsewhere: Mapping[str, Evaluation]
+    source_sqnr_db: float | None
+    timings: tuple[OpTiming, ...]
+    first_inputs: Mapping[str, Array] = field(repr=False)
+
+
+def prove(subject: Subject, terms: Terms, findings: tuple[Finding, ...], progress: Progress) -> Report:
+    """Evaluate, time and judge one artifact. A missed gate is in the report; only what can't be run raises."""
+    observed = _observe(subject, terms, progress)
+    progress.step("Timing quantized against float" if subject.float_twin else "Timing")
+    measurements = benchmark(
+        subject.artifact, subject.float_twin, terms.runtimes[0], observed.first_inputs, terms.threads
+    )
+    checks = (
+        *judge(terms.gates, observed.evaluation, measurements, terms.advice, terms.required_gates, observed.timings),
+        *_source_check(observed.source_sqnr_db),
+        *_checks_elsewhere(terms.gates, observed.elsewhere),
+    )
+    return Report(
+        status="passed" if all(check.passed for check in checks) else "failed",
+        model=terms.model,
+        target=terms.target,
+        runtime=terms.runtimes[0],
+        checks=checks,
+        measurements=(*_quality(subject, observed, terms), *measurements),
+        unquantized_ops=subject.artifact.unquantized_ops,
+        op_timings=observed.timings,
+        findings=findings,
+        evaluation=_provenance(observed.evaluation, terms),
+    )
+
+
+def _observe(subject: Subject, terms: Terms, progress: Progress) -> _Observed:
+    first_inputs = next(terms.samples()).inputs
+    with ExitStack() as stack:
+
+        def opened(artifact: Artifact, runtime: str = terms.runtimes[0]) -> Session:
+            session = load_runtime(runtime).open(artifact.path, artifact.signature, terms.threads)
+            return stack.enter_context(session)
+
+        candidate = opened(subject.artifact)
+        twin = opened(subject.float_twin) if subject.float_twin else None
+        source = stack.enter_context(subject.source()) if subject.source else None
+        source_sqnr_db = None
+        if twin and source:
+            source_sqnr_db = evaluate(source, twin, islice(terms.samples(), SOURCE_SAMPLES), None).sqnr_db
+        reference = twin or source
+        evaluation = None
+        elsewhere = {}
+        if reference:
+            samples = progress.track(terms.samples(), "Evaluating", terms.count)
+            evaluation = evaluate(reference, candidate, samples, terms.metric)
+            for runtime in terms.runtimes[1:]:
+                samples = progress.track(terms.samples(), f"Evaluating in {runtime}", terms.count)
+                elsewhere[runtime] = evaluate(reference, opened(subject.artifact, runtime), samples, terms.metric)
+        progress.step("Profiling")
+        return _Observed(evaluation, elsewhere, source_sqnr_db, candidate.profile(first_inputs), first_inputs)
+
+
+def _source_check(sqnr_db: float | None) -> tuple[Check, ...]:
+    if sqnr_db is None:
+        return ()
+    passed = sqnr_db >= MIN_SOURCE_SQNR_DB
+    advice = None if passed else "the converter changed the model: the float file differs from the source by far"
+    return (Check("source_sqnr_db", sqnr_db, MIN_SOURCE_SQNR_DB, ">=", "dB", passed, advice),)
+
+
+def _checks_elsewhere(gates: Gates, elsewhere: Mapping[str, Evaluation]) -> tuple[Check, ...]:
+    fidelity = Gates(
+        max_accuracy_drop=gates.max_accuracy_drop, min_agreement=gates.min_agreement, min_sqnr_db=gates.min_sqnr_db
+    )
+    return tuple(
+        Check(f"{c.name}@{runtime}", c.measured, c.limit, c.op, c.unit, c.passed, c.advice)
+        for runtime, evaluation in elsewhere.items()
+        for c in judge(fidelity, evaluation, (), {})
+    )
+
+
+def _quality(subject: Subject, observed: _Observed, terms: Terms) -> tuple[Measurement, ...]:
+    """Metric and fidelity as measurements, the reference's first."""
+    evaluation = observed.evaluation
+    if evaluation is None:
+        return ()
+    own = "float" if subject.artifact.precision == "fp32" else "quantized"
+    reference = "float" if subject.float_twin else "source"
+
+    def measurement(name: str, of: str, value: float, unit: str) -> Measurement:
+        return Measurement(name, of, value, unit, "measured-host", terms.runtimes[0], repetitions=evaluation.samples)
+
+    found = []
+    if evaluation.metric is not None:
+        for of, value in ((reference, evaluation.reference_metric), (own, evaluation.candidate_metric)):
+            if value is not None:
+                found.append(measurement(evaluation.metric, of, value, "fraction"))
+    for output in evaluation.outputs:
+        suffix = f"[{output.name}]" if len(evaluation.outputs) > 1 else ""
+        if output.agreement is not None:
+            found.append(measurement(f"agreement{suffix}", own, output.agreement, "fraction"))
+        if output.sqnr_db is not None:
+            found.append(measurement(f"sqnr_db{suffix}", own, output.sqnr_db, "dB"))
+        found.append(measurement(f"max_abs_error{suffix}", own, output.max_abs_error, ""))
+    return tuple(found)
+
+
+def _provenance(evaluation: Evaluation | None, terms: Terms) -> dict[str, str | int | float | bool | None]:
+    return {
+        "samples": evaluation.samples if evaluation else 0,
+        "origin": terms.origin,
+        "metric": evaluation.metric if evaluation else None,
+        "threads": terms.threads,
+    }

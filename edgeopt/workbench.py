@@ -1,0 +1,107 @@
+"""Makes every artifact of a run once, however many targets ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeopt.exporter import load_exporter
+from edgeopt.exporter.base import CalibrationRun, QuantizationRequest
+from edgeopt.sources import as_torch
+from edgeopt.types import Artifact, EstimatorSpec, Finding, Format, Model, Sample, Scheme, StepRecord
+
+if TYPE_CHECKING:
+    from edgeopt.datasets.base import Dataset
+    from edgeopt.progress import Progress
+
+#: The one format that takes a native graph as it is; every other goes through torch.
+NATIVE_FORMAT: dict[str, Format] = {"onnx": "onnx", "savedmodel": "litert", "keras": "litert"}
+
+
+class Workbench:
+    """Exports one model. Files lie below `directory`, which outlives the run only if the caller wants it to."""
+
+    def __init__(
+        self,
+        model: Model,
+        calibration: Dataset | None,
+        keep_float: tuple[str, ...],
+        seed: int,
+        directory: Path,
+        progress: Progress,
+    ) -> None:
+        self.model = model
+        self._calibration = calibration
+        self._keep_float = keep_float
+        self._seed = seed
+        self._directory = directory
+        self._progress = progress
+        self._floats: dict[Format, Artifact] = {}
+        self._quantized: dict[tuple[Format, Scheme, EstimatorSpec], tuple[Artifact, tuple[Finding, ...]]] = {}
+        self._torch_model: Model | None = None
+
+    def float_artifact(self, format_: Format) -> Artifact:
+        """The fp32 file of that format."""
+        if format_ not in self._floats:
+            self._progress.step(f"Exporting fp32 ({format_})")
+            directory = self._make(f"{format_}-fp32")
+            self._floats[format_] = load_exporter(format_).export_float(self._model_for(format_), directory)
+        return self._floats[format_]
+
+    def quantized_artifact(
+        self, format_: Format, scheme: Scheme, estimator: EstimatorSpec
+    ) -> tuple[Artifact, tuple[Finding, ...]]:
+        """The file at that scheme, and what calibration found odd about its activations."""
+        key = (format_, scheme, estimator)
+        if key not in self._quantized:
+            float_artifact = self.float_artifact(format_)
+            self._progress.step(f"Converting to {scheme.precision} ({format_})")
+            findings: list[Finding] = []
+            run = self._calibration_run(scheme, estimator, findings)
+            request = QuantizationRequest(scheme, run, self._keep_float)
+            directory = self._make(f"{format_}-{len(self._quantized)}")
+            model = self._model_for(format_)
+            if run is not None:
+                model = replace(model, history=(*model.history, self._calibration_step(run)))
+            artifact = load_exporter(format_).export_quantized(model, float_artifact, request, directory)
+            self._quantized[key] = (artifact, tuple(findings))
+        return self._quantized[key]
+
+    def _model_for(self, format_: Format) -> Model:
+        if self.model.native is None or NATIVE_FORMAT[self.model.native.kind] == format_:
+            return self.model
+        if self._torch_model is None:
+            self._progress.step("Rebuilding the graph in torch")
+            self._torch_model = as_torch(self.model)
+        return self._torch_model
+
+    def _calibration_run(
+        self, scheme: Scheme, estimator: EstimatorSpec, findings: list[Finding]
+    ) -> CalibrationRun | None:
+        data = self._calibration
+        if not scheme.needs_calibration or data is None:
+            return None
+
+        def samples() -> Iterator[Sample]:
+            return self._progress.track(data, "Calibrating", len(data))
+
+        return CalibrationRun(samples, len(data), estimator, findings.append)
+
+    def _calibration_step(self, run: CalibrationRun) -> StepRecord:
+        assert self._calibration is not None
+        config: dict[str, str | int | float | bool | None] = {
+            "estimator": run.estimator.name,
+            "samples": run.count,
+            "seed": self._seed,
+            "data_sha256": self._calibration.fingerprint(),
+        }
+        if run.estimator.name == "percentile":
+            config["percentile"] = run.estimator.percentile
+        return StepRecord("calibrate", config)
+
+    def _make(self, name: str) -> Path:
+        directory = self._directory / name
+        directory.mkdir()
+        return directory

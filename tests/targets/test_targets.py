@@ -1,0 +1,136 @@
+"""Targets: the built-in ones, and mistakes in a user's own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgeopt.device_profiles import load_device
+from edgeopt.errors import ConfigError, UsageError
+from edgeopt.exporter import EXPORTERS
+from edgeopt.runtimes import RUNTIMES
+from edgeopt.targets import list_targets, load_target
+from edgeopt.targets.schema import Target
+
+PROMISED = [
+    f"{platform}{runtime}-{precision}"
+    for platform in ("android", "linux-arm64")
+    for runtime in ("", "-onnx", "-executorch")
+    for precision in ("fp32", "fp16", "int8", "int8-dynamic")
+    if (runtime, precision) != ("-executorch", "fp16")
+]
+
+OWN = """
+summary = "mine"
+platform = "android"
+format = "litert"
+runtimes = ["litert"]
+device = "pixel-6"
+[scheme]
+precision = "w8a8"
+activations = "static"
+"""
+
+
+def test_every_promised_target_is_there_in_order() -> None:
+    assert [target.name for target in list_targets()] == sorted(PROMISED)
+
+
+@pytest.mark.parametrize("target", list_targets(), ids=lambda target: target.name)
+def test_builtin_targets_fit_the_rest(target: Target) -> None:
+    assert target.format in EXPORTERS
+    assert set(target.runtimes) <= set(RUNTIMES)
+    assert target.format in load_device(target.device).formats
+    assert target.name.startswith(target.platform)
+    assert (target.gates.min_speedup == 1.0) == target.scheme.is_quantized
+    assert target.scheme.needs_calibration == target.name.endswith("-int8")
+    assert target.gates.min_sqnr_db is not None
+    for text in target.advice.values():
+        for word in text.replace(";", " ").replace(",", " ").split():
+            if word.startswith(("android-", "linux-arm64-")):
+                assert word in PROMISED
+                assert word.startswith(target.platform)
+
+
+def test_unknown_name_gives_the_nearest() -> None:
+    with pytest.raises(UsageError, match="did you mean android-int8"):
+        load_target("andriod-int8")
+    with pytest.raises(UsageError, match="no such target file"):
+        load_target("nowhere/mine.toml")
+
+
+def write(tmp_path: Path, text: str, name: str = "mine.toml") -> str:
+    path = tmp_path / name
+    path.write_text(text)
+    return str(path)
+
+
+def test_own_file(tmp_path: Path) -> None:
+    target = load_target(write(tmp_path, OWN + "[gates]\nmax-size-mb = 5\nmin-sqnr-db = 12\n"))
+    assert target.name == "mine"
+    assert target.gates.max_size_bytes == 5 << 20
+    assert target.gates.min_sqnr_db == 12.0
+    assert target.gates.min_speedup is None
+
+
+def test_extends_merges_tables_and_can_drop_a_gate(tmp_path: Path) -> None:
+    write(tmp_path, 'extends = "android-int8"\n[gates]\nmin-speedup = "off"\nmax-latency-ms = 8\n', "base.toml")
+    target = load_target(write(tmp_path, 'extends = "base.toml"\nsummary = "stricter"\n[gates]\nmax-latency-ms = 4\n'))
+    assert target.summary == "stricter"
+    assert target.gates.min_speedup is None
+    assert target.gates.max_latency_ms == 4
+    assert target.gates.max_accuracy_drop == 0.01
+    assert target.scheme == load_target("android-int8").scheme
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (OWN.replace("precision =", "precison ="), r"scheme.precison: unknown key; did you mean 'precision'"),
+        (OWN + "[gates]\nmin_speedup = 1\n", r"gates.min_speedup: unknown key; did you mean 'min-speedup'"),
+        (OWN + "[gates]\nmin-speedup = -1\n", r"gates.min-speedup: input should be greater than 0, got -1"),
+        (OWN + "[gates]\nmin-speedup = '1'\n", r"gates.min-speedup: .*valid number, got '1'"),
+        (OWN + "[gates]\nmin-sqnr-db = nan\n", r"gates.min-sqnr-db: .*finite"),
+        (OWN + "[gates]\nmax-accuracy-drop = 1.5\n", r"gates.max-accuracy-drop: .*less than or equal to 1"),
+        (OWN + "[extra]\n", r"extra: unknown key; known keys|extra: unknown key; did you mean"),
+        (OWN.replace('platform = "android"', ""), r"platform: is missing"),
+        (OWN.replace('"w8a8"', '"int8"'), r"scheme.precision: input should be 'fp32'.*got 'int8'"),
+        (OWN.replace('"static"', '"none"'), r"'none' does not go with precision 'w8a8'; say \"static\""),
+        (OWN.replace('"static"', '"dynamic"\nio = "int8"'), r"scheme.io"),
+        (OWN.replace('["litert"]', "[]"), r"runtimes: "),
+        ("scheme = 3", r"mine.toml: "),
+        ("a = ", r"not valid TOML"),
+        ("extends = 3", r"extends: must be"),
+        ('extends = "mine.toml"', r"can't extend itself"),
+        ('extends = "android-int9"', r"unknown target 'android-int9'"),
+    ],
+)
+def test_mistakes_name_file_and_key(tmp_path: Path, text: str, problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
+        load_target(write(tmp_path, text))
+
+
+def test_a_file_name_must_do_as_a_bundle_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not a name"):
+        load_target(write(tmp_path, OWN, "My Target.toml"))
+
+
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load_target(str(tmp_path / "mine.toml"))
+
+
+def test_listing_needs_no_heavy_library() -> None:
+    """`edgeopt targets` has 0.4 s for the whole process. A clock would measure the machine's other work, too."""
+    heavy = "torch onnx onnxruntime litert_torch ai_edge_litert executorch transformers pandas scipy jinja2"
+    script = (
+        "import sys, edgeopt.targets, edgeopt.device_profiles\n"
+        "edgeopt.targets.list_targets(), edgeopt.device_profiles.list_devices()\n"
+        f"print(*[name for name in {heavy.split()} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == ""
