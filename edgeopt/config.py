@@ -109,29 +109,49 @@ def load_config(path: Path | None, overrides: Mapping[str, object]) -> RunConfig
 
     Args:
         path: the configuration file; None takes edgeopt.toml of the current directory where there is one.
-        overrides: field of `RunConfig` -> value; None and empty lists mean "not given". "off" switches a gate off.
+        overrides: as for `config_of`.
 
     Raises:
         ConfigError: unreadable file, unknown key, wrong type or value; names file and line, or the flag.
     """
     if path is None and Path(DEFAULT_FILE).is_file():
         path = Path(DEFAULT_FILE)
-    base = path.parent if path is not None else Path()
+    if path is None:
+        return config_of(overrides)
+    lines = read_text(path).splitlines()
     given: dict[str, tuple[object, Place]] = {}
-    if path is not None:
-        text_lines = read_text(path).splitlines()
-        for spelling, value in read_toml(path).items():
-            place = Place(f"{path}:{_line_of(spelling, text_lines)}: {spelling}", base)
-            given[_known(spelling, place).name] = (value, place)
-    flags = {name: value for name, value in overrides.items() if value is not None and value != () and value != []}
+    for spelling, value in read_toml(path).items():
+        place = Place(f"{path}:{_line_of(spelling, lines)}: {spelling}", path.parent)
+        given[_known(spelling, place).name] = (value, place)
+    flags = _flags(overrides)
     for one, other in (("model", "example"), ("example", "model")):
         if one in flags and other not in flags:
             given.pop(other, None)
-    for name, value in flags.items():
+    return _build({**given, **flags}, path.parent)
+
+
+def config_of(overrides: Mapping[str, object]) -> RunConfig:
+    """A configuration from flags alone; no file is read.
+
+    Args:
+        overrides: field of `RunConfig` -> value, as TOML or a flag would give it ("off" switches a gate off); None
+            and empty lists mean "not given".
+
+    Raises:
+        ConfigError: unknown key, wrong type or value; names the flag.
+    """
+    return _build(_flags(overrides), Path())
+
+
+def _flags(overrides: Mapping[str, object]) -> dict[str, tuple[object, Place]]:
+    flags = {}
+    for name, value in overrides.items():
         spelling = name.replace("_", "-")
         place = Place(f"--{spelling}", Path())
-        given[_known(spelling, place).name] = (value, place)
-    return _build(given, base)
+        key = _known(spelling, place)
+        if value is not None and value != () and value != []:
+            flags[key.name] = (value, place)
+    return flags
 
 
 def _build(given: Mapping[str, tuple[object, Place]], base: Path) -> RunConfig:

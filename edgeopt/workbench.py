@@ -64,7 +64,9 @@ class Workbench:
             directory = self._make(f"{format_}-{len(self._quantized)}")
             model = self._model_for(format_)
             if run is not None:
-                model = replace(model, history=(*model.history, self._calibration_step(run)))
+                step = self._calibration_step(run)
+                model = replace(model, history=(*model.history, step))
+                float_artifact = replace(float_artifact, history=(*float_artifact.history, step))
             artifact = load_exporter(format_).export_quantized(model, float_artifact, request, directory)
             self._quantized[key] = (artifact, tuple(findings))
         return self._quantized[key]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeopt.config import RunConfig, load_config, resolve_gates
+from edgeopt.config import RunConfig, config_of, load_config, resolve_gates
 from edgeopt.config_keys import KEYS, template
 from edgeopt.errors import ConfigError
 from edgeopt.types import Gates
@@ -44,6 +44,16 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path, monk
     config = load_config(None, {"threads": "2", "target": [], "seed": None})
     assert (config.threads, config.seed, config.target) == (2, 7, ("android-int8",))
     assert config.num_calibration_samples == 128
+
+
+def test_flags_alone_read_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "threads = 4\n")
+    assert config_of({"model": "net.py:build", "target": ["android-int8"], "keep_float": "head"}) == RunConfig(
+        model="net.py:build", target=("android-int8",), keep_float=("head",)
+    )
+    with pytest.raises(ConfigError, match=r"--calibraton: unknown key; did you mean 'calibration'\?"):
+        config_of({"calibraton": None})
 
 
 def test_a_named_file_replaces_the_one_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

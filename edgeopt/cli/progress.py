@@ -24,7 +24,6 @@ def shown_on(stream: TextIO) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
-        MofNCompleteColumn,
         SpinnerColumn,
         TextColumn,
         TimeElapsedColumn,
@@ -36,7 +35,7 @@ def shown_on(stream: TextIO) -> Iterator[Progress]:
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[count]}", justify="right"),
         TimeElapsedColumn(),
         TimeRemainingColumn(compact=True),
         console=Console(file=stream),
@@ -58,15 +57,15 @@ class Terminal:
 
     def step(self, title: str) -> None:
         self._end_step()
-        self._step = self._bars.add_task(title, total=None)
+        self._step = self._bars.add_task(title, total=None, count="")
 
     def track(self, items: Iterable[T], title: str, total: int) -> Iterator[T]:
         self._end_step()
-        task = self._bars.add_task(title, total=total)
+        task = self._bars.add_task(title, total=total, count=f"0/{total}")
         try:
-            for item in items:
+            for done, item in enumerate(items, 1):
                 yield item
-                self._bars.advance(task)
+                self._bars.update(task, advance=1, count=f"{done}/{total}")
         finally:
             self._bars.remove_task(task)
 

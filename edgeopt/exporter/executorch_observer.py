@@ -7,7 +7,7 @@ return with the scale and zero point that follow from the range.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -54,7 +54,7 @@ def calibrate(
     """
     import torch
 
-    places = _places(prepared)
+    places = _places(prepared, [spec.name for spec in inputs])
     constant = {p.tensor for p in places} - {p.tensor for p in places if p.source.op != "get_attr"}
     ranges = ActivationRanges(run.estimator, symmetric=symmetric, total=run.count)
     taps: list[RemovableHandle] = []
@@ -95,10 +95,12 @@ def tensors(arrays: Mapping[str, Array], inputs: tuple[TensorSpec, ...]) -> tupl
     return tuple(torch.tensor(np.ascontiguousarray(arrays[spec.name], dtype=spec.dtype)) for spec in inputs)
 
 
-def _places(prepared: GraphModule) -> list[_Place]:
+def _places(prepared: GraphModule, inputs: Sequence[str]) -> list[_Place]:
     from torchao.quantization.pt2e import FixedQParamsObserver
 
     modules = dict(prepared.named_modules(remove_duplicate=False))
+    arguments = [node for node in prepared.graph.nodes if node.op == "placeholder"]
+    inputs_by_node = dict(zip(arguments, inputs, strict=True))
     names: dict[int, str] = {}
     places = []
     for call in prepared.graph.nodes:
@@ -107,7 +109,7 @@ def _places(prepared: GraphModule) -> list[_Place]:
         observer, source = modules[str(call.target)], call.args[0]
         if id(observer) not in names:
             taken = set(names.values())
-            base = layer_of(source) or source.name
+            base = inputs_by_node.get(source) or layer_of(source) or source.name
             names[id(observer)] = next(n for n in _candidates(base, source.name) if n not in taken)
         places.append(_Place(call, str(call.target), observer, source, names[id(observer)]))
     return places

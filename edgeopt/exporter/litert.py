@@ -113,10 +113,8 @@ def _described(tensor: SignatureTensor, spec: TensorSpec, from_torch: bool) -> S
     permutation = litert_convert.permutation(spec) if from_torch else None
     order = permutation or range(len(spec.shape))
     dims = [spec.shape[axis] for axis in order]
-    shape = tuple(
-        dim.name if isinstance(size, str) and isinstance(dim, Dim) else size
-        for size, dim in zip(tensor.shape, dims, strict=True)
-    )
+    # litert-torch writes outputs with the example's sizes, also where they follow a dynamic input.
+    shape = tuple(dim.name if isinstance(dim, Dim) else size for size, dim in zip(tensor.shape, dims, strict=True))
     return replace(tensor, name=spec.name, shape=shape, model_dtype=spec.dtype, permutation=permutation)
 
 

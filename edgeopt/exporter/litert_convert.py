@@ -66,9 +66,7 @@ def from_native(native: NativeGraph, destination: Path) -> None:
                 converter = tf.lite.TFLiteConverter.from_saved_model(str(native.path))
             content = converter.convert()
     except Exception as error:  # Keras and the converter raise whatever a layer's own code raises.
-        raise ConversionError(
-            f"TensorFlow's converter failed: {_first_line(error)}", where=str(native.path)
-        ) from error
+        raise ConversionError(f"TensorFlow's converter failed: {_first_line(error)}", where=str(native.path)) from error
     destination.write_bytes(content)
 
 
@@ -86,14 +84,15 @@ def from_torch(model: Model, destination: Path) -> None:
     arguments = _example_arguments(model)
     dynamic_shapes = _dynamic_shapes(model.inputs)
     program = _trace(_adapt(model), arguments, dynamic_shapes, model)
-    _keep_spatial_means(program)
+    _keep_spatial_reductions(program)
+    _infer_dynamic_sizes(program)
     output_layers = mark_layers(program.graph, _ADAPTED)
     try:
         with quiet():
             converted = litert_torch.convert(program, arguments, dynamic_shapes=dynamic_shapes)
             converted.export(str(destination))
     except Exception as error:  # Every lowering raises its own type.
-        raise _conversion_error(error, model.name) from error
+        raise _conversion_error(error, model.name, dynamic_shapes is not None) from error
     if not destination.is_file() or not destination.stat().st_size:
         raise ConversionError("litert-torch wrote an empty file", where=model.name)
     content = flatbuffer_utils.read_model(str(destination))
@@ -186,30 +185,51 @@ def _trace(
     return traced
 
 
-def _keep_spatial_means(program: torch.fx.GraphModule) -> None:
-    """Split `x.mean((2, 3))` into a mean that keeps its dimensions and a squeeze.
+def _keep_spatial_reductions(program: torch.fx.GraphModule) -> None:
+    """Write global pooling in the one form that litert-torch keeps channel-last: a reduction that keeps dimensions.
 
-    litert-torch keeps the first channel-last, but transposes the whole feature map back for a mean that drops
-    dimensions.
+    For `x.mean((2, 3))` it would transpose the whole feature map back, and `AdaptiveAvgPool2d(1)` becomes an
+    as_strided that it can't lower with a dynamic batch.
     """
     import torch
 
+    aten = torch.ops.aten
+    reductions = (aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default)
     for node in list(program.graph.nodes):
-        if node.target is not torch.ops.aten.mean.dim or (len(node.args) > 2 and node.args[2]):
-            continue
-        source, dims = node.args[0], node.args[1]
-        value = source.meta.get("val")
-        if value is None or value.ndim != 4 or {d % 4 for d in dims or ()} != {2, 3}:
-            continue
-        with program.graph.inserting_after(node):
-            squeeze = program.graph.call_function(torch.ops.aten.squeeze.dims, (node, [2, 3]))
-        squeeze.meta = dict(node.meta)
-        node.replace_all_uses_with(squeeze, delete_user_cb=lambda user, squeeze=squeeze: user is not squeeze)
-        node.args = (source, dims, True)
+        if node.target is aten.adaptive_avg_pool2d.default and list(node.args[1]) == [1, 1]:
+            node.target, node.args = aten.mean.dim, (node.args[0], [2, 3], True)
+        elif node.target in reductions and _drops_spatial_dimensions(node):
+            with program.graph.inserting_after(node):
+                squeeze = program.graph.call_function(aten.squeeze.dims, (node, [2, 3]))
+            squeeze.meta = dict(node.meta)
+            node.replace_all_uses_with(squeeze)
+            squeeze.args, node.args = (node, [2, 3]), (node.args[0], [2, 3], True)
     program.recompile()
 
 
-def _conversion_error(error: Exception, name: str) -> ConversionError:
+def _infer_dynamic_sizes(program: torch.fx.GraphModule) -> None:
+    """Leave a reshape's one dynamic size to be inferred (-1): litert-torch can't reshape to a computed size."""
+    import torch
+
+    aten = torch.ops.aten
+    for node in program.graph.nodes:
+        if node.target not in (aten.view.default, aten.reshape.default, aten.flatten.using_ints):
+            continue
+        sizes = [size if isinstance(size, int) else -1 for size in node.meta["val"].shape]
+        if sizes.count(-1) == 1:
+            node.target, node.args = aten.reshape.default, (node.args[0], sizes)
+    program.recompile()
+
+
+def _drops_spatial_dimensions(reduction: torch.fx.Node) -> bool:
+    source, dims, keeps = (*reduction.args, *((None, False)[len(reduction.args) - 1 :]))[:3]
+    value = source.meta.get("val") if isinstance(source, type(reduction)) else None
+    if keeps or value is None or value.ndim != 4 or not isinstance(dims, (list, tuple)):
+        return False
+    return sorted(d % 4 for d in dims if isinstance(d, int)) == [2, 3]
+
+
+def _conversion_error(error: Exception, name: str, is_dynamic: bool) -> ConversionError:
     """Name the operator and the layer at which litert-torch gave up."""
     node = _failing_node(error)
     missing = re.search(r"Lowering not found: (\S+)", str(error))
@@ -217,6 +237,12 @@ def _conversion_error(error: Exception, name: str) -> ConversionError:
     where = f"layer {layers[0]!r}" if layers and layers[0] else name
     if node is None:
         return ConversionError(f"litert-torch can't convert the model: {_first_line(error)}", where=where)
+    if is_dynamic and not missing:
+        return ConversionError(
+            f"litert-torch can't convert the operator {node.target} with a dynamic dimension",
+            where=where,
+            fix="give static shapes, or choose an ONNX target",
+        )
     operator = missing[1] if missing else str(node.target)
     reason = "LiteRT has no counterpart for it" if missing else _first_line(error)
     return ConversionError(

@@ -7,6 +7,7 @@ before the conversion; afterwards the marks in the file are read back and become
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -65,12 +66,9 @@ def layers_in(text: str) -> list[str]:
 
 
 def _marks(text: str) -> list[tuple[str, str]]:
-    found = []
-    for part in text.replace('"', ";").split(";"):
-        for kind in (_KERNEL, _OTHER):
-            if part.startswith(f"{kind}_"):
-                found.append((kind, part.removeprefix(f"{kind}_").replace(_DOT, ".").strip(".")))
-    return found
+    """(kind, path) of every mark in a text."""
+    matches = re.finditer(rf'(?:^|[;"])({_KERNEL}|{_OTHER})_([^;"]+)', text)
+    return [(kind, path.replace(_DOT, ".").strip(".")) for kind, path in (match.groups() for match in matches)]
 
 
 def rename(
@@ -105,7 +103,7 @@ def rename(
 def _rename_graph(model: schema.ModelT, graph: schema.SubGraphT, fallback: dict[int, str], taken: set[str]) -> None:
     # A layer's plain name goes to the operator with its kernel, not to the padding in front.
     operators = sorted(graph.operators, key=lambda operator: not _is_kernel(model, operator))
-    constants = [i for i, tensor in enumerate(graph.tensors) if _is_constant(model, tensor)]
+    constants = {i for i, tensor in enumerate(graph.tensors) if _is_constant(model, tensor)}
     named = {*graph.inputs}
     for operator in operators:
         readings = [i for i in operator.inputs if i in constants]
@@ -153,5 +151,3 @@ def _unique(name: str, taken: set[str]) -> str:
         unique = f"{name}:{number}"
     taken.add(unique)
     return unique
-
-

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 #: Magnitude that only the "minus infinity" of an attention mask has; one int8 scale for it would erase all else.
 MASK = 1e9
 _MASK_CARRIERS = (
-    "ADD", "SUB", "MUL", "SELECT", "SELECT_V2", "RESHAPE", "TRANSPOSE", "BROADCAST_TO", "TILE", "SLICE", "STRIDED_SLICE",
-    "CONCATENATION", "GATHER", "GATHER_ND", "EXPAND_DIMS", "SQUEEZE", "PAD", "PADV2", "MINIMUM", "DYNAMIC_UPDATE_SLICE",
+    "ADD", "SUB", "MUL", "SELECT", "SELECT_V2", "RESHAPE", "TRANSPOSE", "BROADCAST_TO", "TILE", "SLICE",
+    "STRIDED_SLICE", "CONCATENATION", "GATHER", "GATHER_ND", "EXPAND_DIMS", "SQUEEZE", "PAD", "PADV2", "MINIMUM",
+    "DYNAMIC_UPDATE_SLICE",
 )  # fmt: skip
 
 
@@ -76,8 +77,33 @@ def quantize(
         raise ConversionError(f"ai-edge-quantizer failed: {error}", where=source.name) from error
     if not result.quantized_model:
         raise ConversionError("ai-edge-quantizer made an empty file", where=source.name)
-    destination.write_bytes(result.quantized_model)
+    destination.write_bytes(_with_outputs_aligned(result.quantized_model, model, request.scheme.io))
     return tuple(kept)
+
+
+def _with_outputs_aligned(content: bytes, source: schema.ModelT, io: str) -> bytes:
+    """Undo a disagreement between the file's signature and its graph about which tensors are the outputs.
+
+    Where an output also feeds an operator that stays float, ai-edge-quantizer inserts one DEQUANTIZE for both and
+    puts its result among the graph's outputs, but not in the signature.
+    """
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    if not source.signatureDefs:
+        return content
+    model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+    signature, before = model.signatureDefs[0], source.signatureDefs[0]
+    graph, graph_before = model.subgraphs[signature.subgraphIndex], source.subgraphs[before.subgraphIndex]
+    positions = {t.name: list(graph_before.outputs).index(t.tensorIndex) for t in before.outputs}
+    outputs = [int(index) for index in graph.outputs]
+    for entry in signature.outputs:
+        position = positions[entry.name]
+        if io == "float":
+            entry.tensorIndex = outputs[position]
+        else:
+            outputs[position] = entry.tensorIndex
+    graph.outputs = np.array(outputs, np.int32)
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
 def has_recipe(kind: str, activations: str) -> bool:
@@ -101,9 +127,7 @@ def _write_recipe(quantizer: aeq.Quantizer, scheme: Scheme, kept: Sequence[str])
                 activation_tensor_config=qtyping.TensorQuantizationConfig(
                     num_bits=8, symmetric=scheme.activation_symmetric
                 ),
-                weight_tensor_config=qtyping.TensorQuantizationConfig(
-                    num_bits=8, symmetric=True, granularity=weights
-                ),
+                weight_tensor_config=qtyping.TensorQuantizationConfig(num_bits=8, symmetric=True, granularity=weights),
                 compute_precision=qtyping.ComputePrecision.INTEGER,
             )
             quantizer.update_quantization_recipe(".*", every, config)
@@ -123,7 +147,9 @@ def _write_recipe(quantizer: aeq.Quantizer, scheme: Scheme, kept: Sequence[str])
         case precision, activations:
             raise ConversionError(f"LiteRT files can't be made at {precision} with {activations} activations")
     if kept:
-        quantizer.update_quantization_recipe(f"^(?:{'|'.join(map(re.escape, kept))})$", every, algorithm_key=AlgorithmName.NO_QUANTIZE)
+        quantizer.update_quantization_recipe(
+            f"^(?:{'|'.join(map(re.escape, kept))})$", every, algorithm_key=AlgorithmName.NO_QUANTIZE
+        )
 
 
 def _statistics(ranges: Mapping[str, Range] | None) -> dict[str, dict[str, Array]] | None:
@@ -275,9 +301,7 @@ def _open(source: Path) -> litert.Interpreter:
     return interpreter
 
 
-def _invoke(
-    interpreter: litert.Interpreter, indices: Mapping[str, int], signature: Signature, sample: Sample
-) -> None:
+def _invoke(interpreter: litert.Interpreter, indices: Mapping[str, int], signature: Signature, sample: Sample) -> None:
     for tensor in signature.inputs:
         if tensor.name not in sample.inputs:
             raise DataError(f"the sample lacks the input {tensor.name!r}", where=sample.name)

@@ -52,6 +52,12 @@ class OnnxExporter:
         self, model: Model, float_artifact: Artifact, request: QuantizationRequest, directory: Path
     ) -> Artifact:
         scheme = request.scheme
+        if scheme.io == "int8" and scheme.activations != "static":
+            raise ConversionError(
+                f"int8 inputs and outputs need ranges from calibration, which {scheme.precision} with "
+                f"{scheme.activations} activations has not",
+                fix="use float inputs and outputs, or a target with static activations",
+            )
         path = directory / f"model{self.suffix}"
         proto = load(float_artifact.path)
         exempt = _exemption(request.keep_float)

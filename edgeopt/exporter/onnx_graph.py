@@ -35,7 +35,7 @@ def float_graph(model: Model) -> onnx.ModelProto:
     Raises ConversionError naming operator and layer, or the size when the graph doesn't fit one file of 2 GiB.
     """
     if model.native is not None and model.native.kind == "onnx":
-        proto = load(model.native.path)
+        proto = _raised(load(model.native.path), model)
     elif model.module is not None:
         _check_size(sum(v.nbytes for v in model.module.state_dict().values() if hasattr(v, "nbytes")))
         proto = _from_torch(model, model.module)
@@ -52,6 +52,24 @@ def float_graph(model: Model) -> onnx.ModelProto:
     return proto
 
 
+def _raised(proto: onnx.ModelProto, model: Model) -> onnx.ModelProto:
+    """A graph of an older opset as one of ours: per-channel QuantizeLinear came with 13, axes as inputs with 18."""
+    import onnx
+
+    opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=OPSET)
+    if opset >= OPSET:
+        return proto
+    try:
+        return onnx.version_converter.convert_version(proto, OPSET)
+    # The C++ converter raises RuntimeError and its own classes for operators that it has no rule for.
+    except Exception as error:
+        raise ConversionError(
+            f"its opset {opset} can't be raised to {OPSET}: {_first_line(error)}",
+            where=model.name,
+            fix=f"export the ONNX file again with opset {OPSET}",
+        ) from error
+
+
 def _from_torch(model: Model, module: torch.nn.Module) -> onnx.ModelProto:
     import torch
 
@@ -66,7 +84,7 @@ def _from_torch(model: Model, module: torch.nn.Module) -> onnx.ModelProto:
             raise ConversionError(
                 f"torch.export can't trace it: {_first_line(error)}",
                 where=model.name,
-                fix="a size that the model fixes must not be declared dynamic, and control flow must not depend on data",
+                fix="declare no dimension dynamic that the model fixes, and let no control flow depend on data",
             ) from error
         try:
             program = torch.onnx.export(
@@ -106,15 +124,15 @@ def _dynamic_shapes(
 
     if not any(t.is_dynamic for t in inputs):
         return None
-    dims = {d.name: torch.export.Dim(d.name, min=d.min, max=d.max) for t in inputs for d in t.shape if isinstance(d, Dim)}
+    dims = {
+        d.name: torch.export.Dim(d.name, min=d.min, max=d.max) for t in inputs for d in t.shape if isinstance(d, Dim)
+    }
     shapes: list[dict[int, object]] = [
         {axis: dims[d.name] for axis, d in enumerate(t.shape) if isinstance(d, Dim)} for t in inputs
     ]
-    named = 0
-    for parameter in inspect.signature(module.forward).parameters.values():
+    for position, parameter in enumerate(inspect.signature(module.forward).parameters.values()):
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-            return (*shapes[:named], tuple(shapes[named:]))
-        named += 1
+            return (*shapes[:position], tuple(shapes[position:]))
     return tuple(shapes)
 
 

@@ -15,7 +15,6 @@ Everything else, and everything exempted, stays float.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from collections.abc import Set as AbstractSet
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
@@ -83,11 +82,11 @@ class Plan:
             for name in dict.fromkeys(node.input):
                 self._readers.setdefault(name, []).append(node)
         ends = (*self._inputs, *(o.name for o in graph.output)) if quantize_io else ()
-        self.interface: AbstractSet[str] = frozenset(n for n in ends if self._types.get(n) == "float32")
+        self.interface: frozenset[str] = frozenset(n for n in ends if self._types.get(n) == "float32")
         self.roles: Mapping[str, Role] = {}
         self.folded: Mapping[str, str] = {}
         self._solve()
-        self.stored: AbstractSet[str] = frozenset(self._stored())
+        self.stored: frozenset[str] = frozenset(self._stored())
         self.observed = tuple(dict.fromkeys(self._observed()))
 
     def _solve(self) -> None:
@@ -100,15 +99,17 @@ class Plan:
                 return
             banned |= useless
 
-    def _spread(self, banned: AbstractSet[str]) -> None:
+    def _spread(self, banned: set[str]) -> None:
         roles: dict[str, Role] = {}
         folded: dict[str, str] = {}
         quantized = set(self.interface.intersection(self._inputs))
         kernels: set[str] = set()  # outputs whose kernel could saturate in a Relu's place
+        # What an anchor reads is quantized for it, so that a join may read it too (a residual from the graph's input).
+        read_by_anchors = {n.input[0] for n in self._nodes if self._anchor(n) is not None and not self._exempt(n)}
         for node in self._nodes:
             if node.name in banned or self._captured.intersection(node.output) or self._exempt(node):
                 continue
-            role = self._role(node, quantized)
+            role = self._role(node, quantized, read_by_anchors)
             if role is None:
                 continue
             source = node.input[0]
@@ -122,25 +123,29 @@ class Plan:
                 kernels.update(node.output)
         self.roles, self.folded = roles, folded
 
-    def _role(self, node: onnx.NodeProto, quantized: AbstractSet[str]) -> Role | None:
+    def _role(self, node: onnx.NodeProto, quantized: set[str], readable: set[str]) -> Role | None:
         activations = [name for name in node.input if name and name not in self._constants]
         if not activations or node.domain not in ("", "ai.onnx") or not all(self._is_real(o) for o in node.output):
             return None
         anchor = self._anchor(node)
         if anchor is not None:
             return anchor
-        ready = all(name in quantized for name in activations if self._is_real(name))
-        if node.op_type == "Concat" and any(name in quantized for name in activations):
+        if quantized.isdisjoint(activations) or any(name not in self._types for name in activations):
+            return None
+        if node.op_type == "Concat":
             return Role.JOIN
-        if not ready or not (node.input[0] in quantized or node.input[0] in self._constants):
+        if not all(n in quantized or n in readable for n in activations if self._types[n] == "float32"):
             return None
         if self.factor(node) is not None:
             return Role.RESCALE
+        if node.op_type == "HardSigmoid" and number(node, "alpha", 0.2) <= 0:
+            return None  # its slope becomes a scale, which is positive
         if node.op_type in UNARY_JOINS | BINARY_JOINS:
             return Role.JOIN
         if node.op_type in CLIPS:
             return Role.JOIN if all(name in self._constants for name in node.input[1:] if name) else None
-        if node.op_type in MOVES or (node.op_type == "Resize" and attributes(node).get("mode", b"nearest") == b"nearest"):
+        nearest = node.op_type == "Resize" and attributes(node).get("mode", b"nearest") == b"nearest"
+        if node.op_type in MOVES or nearest:
             return Role.MOVE
         return Role.PAD if node.op_type == "Pad" and self._pads_with_zero(node) else None
 
@@ -244,10 +249,15 @@ def captured_names(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
 
     for node in nodes:
         for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs) if attribute.type in (
-                onnx.AttributeProto.GRAPH,
-                onnx.AttributeProto.GRAPHS,
-            ) else ():
+            for body in (
+                (attribute.g, *attribute.graphs)
+                if attribute.type
+                in (
+                    onnx.AttributeProto.GRAPH,
+                    onnx.AttributeProto.GRAPHS,
+                )
+                else ()
+            ):
                 for inner in body.node:
                     yield from inner.input
                 yield from (output.name for output in body.output)

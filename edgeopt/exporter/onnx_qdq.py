@@ -236,8 +236,10 @@ class _Writer:
                 self._constant(f"{stem}_scale", scale),
                 self._constant(f"{stem}_zero_point", np.zeros(scale.shape, dtype=steps.dtype)),
             ]
-            where = {"axis": axis} if scale.ndim else {}
-            self.nodes.append(helper.make_node("DequantizeLinear", inputs, [real], name=f"{stem}/decode", **where))
+            decode = helper.make_node("DequantizeLinear", inputs, [real], name=f"{stem}/decode")
+            if scale.ndim:
+                decode.attribute.append(helper.make_attribute("axis", axis))
+            self.nodes.append(decode)
         return real
 
     def _quantized_constant(self, name: str, values: Array) -> str:

@@ -20,7 +20,9 @@ def constants_of(graph: onnx.GraphProto) -> dict[str, Array]:
     arrays = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant":
-            arrays |= {node.output[0]: numpy_helper.to_array(a.t) for a in node.attribute if a.name == "value"}
+            for attribute in node.attribute:
+                if attribute.name == "value":
+                    arrays[node.output[0]] = numpy_helper.to_array(attribute.t)
     return arrays
 
 

@@ -104,7 +104,9 @@ def _parse(data: bytes) -> _Model:
     graphs = tuple(
         _Graph(
             tensors=tensors[g],
-            ops=tuple(_operator(table.Operators(i), kinds, tensors[g], readers) for i in range(table.OperatorsLength())),
+            ops=tuple(
+                _operator(table.Operators(i), kinds, tensors[g], readers) for i in range(table.OperatorsLength())
+            ),
             inputs=_indices(table.InputsAsNumpy()),
             outputs=_indices(table.OutputsAsNumpy()),
         )
@@ -268,5 +270,7 @@ def _metadata(model: schema.Model, data: bytes) -> dict[str, str]:
         else:
             content = b"" if buffer.DataIsNone() else buffer.DataAsNumpy().tobytes()
         text = content.rstrip(b"\0").decode("ascii", errors="replace")
-        entries[entry.Name().decode()] = text if text.isprintable() and "\ufffd" not in text else f"{len(content)} bytes"
+        entries[entry.Name().decode()] = (
+            text if text.isprintable() and "\ufffd" not in text else f"{len(content)} bytes"
+        )
     return entries

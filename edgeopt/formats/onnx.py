@@ -211,7 +211,9 @@ def _constant_bytes(graph: onnx.GraphProto) -> dict[str, int]:
     sizes = {i.name: _tensor_bytes(i.data_type, i.dims) for i in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant":
-            sizes[node.output[0]] = sum(_tensor_bytes(a.t.data_type, a.t.dims) for a in node.attribute if a.HasField("t"))
+            sizes[node.output[0]] = sum(
+                _tensor_bytes(a.t.data_type, a.t.dims) for a in node.attribute if a.HasField("t")
+            )
     return sizes
 
 

@@ -30,8 +30,8 @@ class ExecuTorchRuntime:
         spec = find_spec("executorch")
         if spec is None or not spec.submodule_search_locations:
             return "the package 'executorch' is not installed; pip install executorch"
-        bindings = Path(next(iter(spec.submodule_search_locations))) / "extension" / "pybindings"
-        if not any(bindings.glob("_C.*")):
+        # A namespace package: a folder of that name on the path is a location of it too.
+        if not any(any(Path(place, "extension", "pybindings").glob("_C.*")) for place in spec.submodule_search_locations):
             return "this build of executorch has no Python runtime; pip install executorch from PyPI"
         return None
 

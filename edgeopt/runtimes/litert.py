@@ -79,9 +79,7 @@ class LiteRTSession(Session):
             isinstance(expected, str) or expected == size for expected, size in zip(tensor.shape, shape, strict=True)
         )
         if not fits:
-            raise DataError(
-                f"has the shape {shape}, the file takes {tensor.shape}", where=f"input {tensor.name!r}"
-            )
+            raise DataError(f"has the shape {shape}, the file takes {tensor.shape}", where=f"input {tensor.name!r}")
         interpreter.resize_tensor_input(index, shape)
         self._shapes[index] = shape
         return True

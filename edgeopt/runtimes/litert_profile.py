@@ -15,7 +15,6 @@ from statistics import median
 
 import numpy as np
 
-from edgeopt.errors import EdgeoptError
 from edgeopt.formats.litert import summarize
 from edgeopt.types import Array, OpTiming, Signature, SignatureTensor
 
@@ -88,11 +87,8 @@ def profile(
     Args:
         inputs: in the file's terms, by `SignatureTensor.name`.
     """
-    tensors = (*signature.inputs, *signature.outputs)
-    if any(isinstance(size, str) for t in tensors for size in t.shape) or any(len(t.shape) > _MAX_RANK for t in tensors):
-        return ()
     library = _Library.find()
-    if library is None:
+    if library is None or not all(_is_plain(tensor) for tensor in (*signature.inputs, *signature.outputs)):
         return ()
     with ExitStack() as stack:
         try:
@@ -100,6 +96,11 @@ def profile(
         except _LiteRTError:
             return ()
     return _timings([op.name for op in summarize(path).ops], runs)
+
+
+def _is_plain(tensor: SignatureTensor) -> bool:
+    """Whether LiteRT's C structures can describe the tensor without resizing it."""
+    return len(tensor.shape) <= _MAX_RANK and all(isinstance(size, int) for size in tensor.shape)
 
 
 def _timings(ops: Sequence[str], runs: Sequence[Sequence[_Step]]) -> tuple[OpTiming, ...]:
@@ -140,7 +141,9 @@ def _record(
     if not profiler:
         raise _LiteRTError("no profiler")
     order = _native_order(path)
-    feeds = _buffers(library, stack, environment, compiled, "Input", [_tensor_of(signature.inputs, n) for n in order[0]])
+    feeds = _buffers(
+        library, stack, environment, compiled, "Input", [_tensor_of(signature.inputs, n) for n in order[0]]
+    )
     results = _buffers(
         library, stack, environment, compiled, "Output", [_tensor_of(signature.outputs, n) for n in order[1]]
     )
@@ -188,7 +191,7 @@ def _tensor_of(tensors: Sequence[SignatureTensor], native_name: str) -> Signatur
 
 
 def _options(library: _Library, stack: ExitStack, threads: int) -> _Handle:
-    release = _RELEASE(lambda payload: None)
+    release = _RELEASE(_let_go)
     texts = {
         b"runtime_options_string": ctypes.create_string_buffer(b"enable_profiling = true\n"),
         b"cpu_options_string": ctypes.create_string_buffer(f"num_threads = {threads}\n".encode()),
@@ -245,8 +248,8 @@ def _fill(library: _Library, buffer: int, values: Array) -> None:
     library("LiteRtUnlockTensorBuffer", _Handle(buffer))
 
 
-class _LiteRTError(EdgeoptError):
-    """A call of the C library failed; the profile is optional, so nobody sees this."""
+class _LiteRTError(Exception):
+    """A call of the C library failed. Never leaves this module: there is no profile then."""
 
 
 class _Library:

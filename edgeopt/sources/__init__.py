@@ -71,7 +71,7 @@ def as_torch(model: Model) -> Model:
 
 def _loader_for(source: str) -> str:
     path = Path(source)
-    if path.is_dir():
+    if source and path.is_dir():
         if (path / "saved_model.pb").is_file():
             return "edgeopt.sources.keras_file"
         if (path / "config.json").is_file():

@@ -37,10 +37,10 @@ def build(
     sha256: str,
     is_convolutional: bool | None = None,
 ) -> Model:
-    """Freeze a module and find out its signature by running it.
+    """Find out a module's signature by running it.
 
     Args:
-        module: in eval mode already.
+        module: frozen already, see `freeze`.
         options: what the user said wins over the other arguments; `options.inputs` must be in `inputs` already.
         examples: synthesised where None.
         is_convolutional: whether 4-D inputs are pictures in NCHW; by default if the module holds a 2-D convolution.
@@ -56,7 +56,6 @@ def build(
     examples = synthesize(inputs) if examples is None else examples
     for spec in inputs:
         check_example(spec, examples[spec.name])
-    freeze(module)
     module, names = _adapted(module, inputs, examples, output_names)
 
     def call(arrays: Mapping[str, Array]) -> dict[str, Array]:
@@ -133,7 +132,7 @@ def override(found: tuple[TensorSpec, ...], declared: tuple[TensorSpec, ...], wh
 
 
 def freeze(module: torch.nn.Module) -> None:
-    """No gradients, on the CPU. Raises UsageError where weights are absent or not float32."""
+    """Eval mode, no gradients, on the CPU. Raises UsageError where weights are absent or not float32."""
     import torch
 
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
@@ -145,7 +144,7 @@ def freeze(module: torch.nn.Module) -> None:
                 where=f"weight {name!r}",
                 fix="return model.float() from the factory; targets choose the precision of the file",
             )
-    module.cpu().requires_grad_(False)
+    module.cpu().requires_grad_(False).eval()
 
 
 def _adapted(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgeopt.errors import UsageError
 from edgeopt.sources.base import SourceOptions
-from edgeopt.sources.build import build, override
+from edgeopt.sources.build import build, freeze, override
 from edgeopt.sources.digest import sha256_of
 from edgeopt.sources.pt2_archive import check_archive
 from edgeopt.sources.signature import dtype_of, fits
@@ -34,8 +34,10 @@ def load(source: str, options: SourceOptions) -> Model:
     values = _input_values(program, names)
     found = tuple(_spec(program, name, value) for name, value in zip(names, values, strict=True))
     inputs = override(found, options.inputs, source)
+    module = _module(program)
+    freeze(module)
     return build(
-        _module(program),
+        module,
         options,
         name=path.stem,
         inputs=inputs,
@@ -89,7 +91,7 @@ def _module(program: ExportedProgram) -> torch.nn.Module:
     # _check_eval_mode), and whoever gets a Model may call it.
     for name in ("train", "eval"):
         module.__dict__.pop(name, None)
-    return module.eval()
+    return module
 
 
 def _input_names(program: ExportedProgram, source: str) -> list[str]:

@@ -18,7 +18,7 @@ import numpy as np
 from edgeopt.errors import EdgeoptError, UsageError
 from edgeopt.sources import adapter
 from edgeopt.sources.base import ModelSpec, SourceOptions
-from edgeopt.sources.build import build
+from edgeopt.sources.build import build, freeze
 from edgeopt.sources.digest import sha256_of
 from edgeopt.sources.signature import DTYPES, fits, spec_of
 from edgeopt.sources.weights import load_weights
@@ -43,7 +43,7 @@ def load(source: str, options: SourceOptions) -> Model:
         spec = _call(python_module, factory_name, source)
         if options.weights is not None:
             load_weights(spec.module, options.weights)
-        spec.module.eval()
+        freeze(spec.module)
         examples = _examples(spec, source)
         inputs = options.inputs or spec.inputs or _specs_from(examples, source)
         code = _code_file(python_module, source)

@@ -14,7 +14,7 @@ import numpy as np
 from edgeopt.errors import MissingError, UsageError
 from edgeopt.sources.adapter import forward_parameters
 from edgeopt.sources.base import SourceOptions
-from edgeopt.sources.build import build, override
+from edgeopt.sources.build import build, freeze, override
 from edgeopt.sources.digest import sha256_of
 from edgeopt.sources.huggingface_preprocessing import preprocessing_for
 from edgeopt.sources.signature import synthesize
@@ -90,6 +90,7 @@ def load(source: str, options: SourceOptions) -> Model:
             fix="convert it: model.save_pretrained(DIR)",
         )
     module = _encoder(_from_pretrained(directory, task), task, directory)
+    freeze(module)
     found = _inputs(module, directory)
     inputs = override(found, options.inputs, source)
     labels = _labels(config) if task in LABELLED else ()
@@ -154,12 +155,19 @@ def _task_of(config: Mapping[str, object], directory: Path) -> str:
     for name in names:
         for ending, task in ARCHITECTURES:
             if name.endswith(ending):
-                return task
+                # Speech models call their classifiers ForSequenceClassification too.
+                return "audio-classification" if name in _audio_classifiers() else task
     raise UsageError(
         f"the architecture {names[0]!r} tells no task" if names else "config.json names no architecture",
         where=str(directory),
         fix=f"give --task, one of {', '.join(sorted(TASKS))}",
     )
+
+
+def _audio_classifiers() -> frozenset[str]:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
+
+    return frozenset(MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES.values())
 
 
 def _from_pretrained(directory: Path, task: str) -> torch.nn.Module:
@@ -201,7 +209,7 @@ def _try_loading(directory: Path, task: str, arguments: dict[str, bool]) -> tupl
         ) from error
     module.config.use_cache = False
     module.config.return_dict = True
-    return module.eval(), sorted(info["missing_keys"])
+    return module, sorted(info["missing_keys"])
 
 
 def _encoder(module: torch.nn.Module, task: str, directory: Path) -> torch.nn.Module:
@@ -216,7 +224,7 @@ def _encoder(module: torch.nn.Module, task: str, directory: Path) -> torch.nn.Mo
             fix="use --task feature-extraction for its encoder",
         )
     encoder: torch.nn.Module = get_encoder()
-    return encoder.eval()
+    return encoder
 
 
 def _inputs(module: torch.nn.Module, directory: Path) -> tuple[TensorSpec, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -70,8 +70,14 @@ def _open_keras(path: Path) -> _Graph:
             raise _failed(specs, arrays, error, path) from error
         return _named(results)
 
-    is_convolutional = any("conv2d" in type(layer).__name__.lower() for layer in model._flatten_layers())
-    return _Graph(specs, call, is_convolutional)
+    return _Graph(specs, call, any("conv2d" in kind.lower() for kind in _layer_kinds(model)))
+
+
+def _layer_kinds(model: object) -> Iterator[str]:
+    """Class names of a model's layers, nested models included."""
+    for layer in getattr(model, "layers", ()):
+        yield type(layer).__name__
+        yield from _layer_kinds(layer)
 
 
 def _open_saved_model(path: Path) -> _Graph:
@@ -97,8 +103,9 @@ def _open_saved_model(path: Path) -> _Graph:
             raise _failed(specs, arrays, error, path) from error
         return {str(name): results[name].numpy() for name in sorted(results)}
 
-    graphs = [function.graph, *(concrete.graph for concrete in function.graph._functions.values())]
-    is_convolutional = any("Conv2D" in node.type for graph in graphs for node in graph.get_operations())
+    definition = function.graph.as_graph_def()
+    nodes = [*definition.node, *(node for part in definition.library.function for node in part.node_def)]
+    is_convolutional = any("Conv2d" in node.op or "Conv2D" in node.op for node in nodes)
     return _Graph(specs, call, is_convolutional)
 
 

@@ -126,7 +126,9 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
 
 
 def _dim(dim: onnx.TensorShapeProto.Dimension, fallback: str) -> int | Dim:
-    if dim.HasField("dim_value") and dim.dim_value > 0:
+    if dim.HasField("dim_value") and dim.dim_value >= 0:
+        if dim.dim_value == 0:
+            raise UsageError("has a dimension of size 0", where=f"input dimension {fallback!r}")
         return int(dim.dim_value)
     return Dim(re.sub(r"\W", "_", dim.dim_param or fallback))
 

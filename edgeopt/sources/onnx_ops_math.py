@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 
 import torch
@@ -19,6 +20,8 @@ def _unary(function: Callable[[torch.Tensor], torch.Tensor]) -> Operator:
 
 
 def _binary(function: Callable[..., torch.Tensor]) -> Operator:
+    """For Python's operators: with a number on the left they call what exporters know (torch.mul(2, x) they don't)."""
+
     def apply(node: Node, args: Args) -> Value:
         left, right = operand(args[0], args[1], node), operand(args[1], args[0], node)
         return function(left, right)
@@ -41,8 +44,11 @@ def _divide(left: torch.Tensor | float, right: torch.Tensor | float) -> torch.Te
         value.is_floating_point() if isinstance(value, torch.Tensor) else isinstance(value, float)
         for value in (left, right)
     )
+    if not of_integers:
+        quotient: torch.Tensor = operator.truediv(left, right)
+        return quotient
     numerator = left if isinstance(left, torch.Tensor) else torch.full_like(torch.as_tensor(right), left)
-    return torch.div(numerator, right, rounding_mode="trunc") if of_integers else torch.div(numerator, right)
+    return torch.div(numerator, right, rounding_mode="trunc")
 
 
 def _modulo(node: Node, args: Args) -> Value:
@@ -215,7 +221,7 @@ def _l2(data: torch.Tensor, axes: Sequence[int], keep: bool) -> torch.Tensor:
 
 MATH_OPERATORS: dict[str, Operator] = {
     "Abs": _unary(torch.abs),
-    "Add": _binary(torch.add),
+    "Add": _binary(operator.add),
     "And": _variadic(torch.logical_and),
     "ArgMax": _arg(torch.argmax),
     "ArgMin": _arg(torch.argmin),
@@ -254,12 +260,12 @@ MATH_OPERATORS: dict[str, Operator] = {
     "Min": _variadic(torch.minimum),
     "Mish": _unary(functional.mish),
     "Mod": _modulo,
-    "Mul": _binary(torch.mul),
+    "Mul": _binary(operator.mul),
     "Neg": _unary(torch.neg),
     "Not": _unary(torch.logical_not),
     "Or": _variadic(torch.logical_or),
     "PRelu": _prelu,
-    "Pow": _binary(torch.pow),
+    "Pow": _binary(operator.pow),
     "Reciprocal": _unary(torch.reciprocal),
     "ReduceL1": _reduce(lambda data, axes, keep: data.abs().sum(axes, keepdim=keep)),
     "ReduceL2": _reduce(_l2),
@@ -280,7 +286,7 @@ MATH_OPERATORS: dict[str, Operator] = {
     "Softplus": _unary(functional.softplus),
     "Softsign": _unary(functional.softsign),
     "Sqrt": _unary(torch.sqrt),
-    "Sub": _binary(torch.sub),
+    "Sub": _binary(operator.sub),
     "Sum": _variadic(torch.add),
     "Swish": _unary(functional.silu),
     "Tan": _unary(torch.tan),

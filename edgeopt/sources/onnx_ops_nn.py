@@ -239,10 +239,6 @@ def _instance_norm(node: Node, args: Args) -> Value:
 def _group_norm(node: Node, args: Args) -> Value:
     data, scale, bias = (tensor(arg, node) for arg in args)
     groups = node.integer("num_groups", 1)
-    if node.opset < 21:
-        # Until opset 21 scale and bias were given per group.
-        scale = scale.repeat_interleave(data.shape[1] // groups)
-        bias = bias.repeat_interleave(data.shape[1] // groups)
     return functional.group_norm(data, groups, scale, bias, node.number("epsilon", 1e-5))
 
 

@@ -59,7 +59,9 @@ def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise UsageError(
-            f"is corrupt ({str(error).splitlines()[0]})", where=str(path), fix="write or download it again"
+            f"is corrupt ({type(error).__name__}: {str(error).partition(chr(10))[0]})",
+            where=str(path),
+            fix="write or download it again",
         ) from error
     for candidate in (content, *_nested(content)):
         if isinstance(candidate, Mapping) and candidate and _are_tensors(candidate):

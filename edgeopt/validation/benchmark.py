@@ -15,7 +15,6 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-import edgeopt
 from edgeopt import errors
 from edgeopt.errors import ConversionError, EdgeoptError, UsageError
 from edgeopt.json_data import dumps, from_plain, loads
@@ -144,7 +143,7 @@ def _request_of(file: TimedFile, inputs: Path) -> FileRequest:
 
 
 def _environment(threads: int) -> dict[str, str]:
-    package_root = str(Path(edgeopt.__file__).parents[1])
+    package_root = str(Path(errors.__file__).parents[1])
     search_path = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
     pools = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     return os.environ | dict.fromkeys(pools, str(threads)) | {"PYTHONPATH": os.pathsep.join(search_path)}

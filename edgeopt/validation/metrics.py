@@ -68,7 +68,7 @@ class TopK:
         for row, label in zip(rows, labels, strict=True):
             if label >= 0:
                 self._labels += 1
-                self._hits += _rank(row, int(label)) < self._k
+                self._hits += not np.isnan(row).any() and _rank(row, int(label)) < self._k
 
     def value(self) -> float:
         if self._labels == 0:
@@ -107,14 +107,12 @@ def load_metric(spec: str) -> Callable[[], Metric]:
         from edgeopt.validation.user_metric import load_user_metric
 
         return load_user_metric(spec)
-    near = difflib.get_close_matches(spec.partition("@")[0], _KNOWN, n=1, cutoff=0.0)[0]
+    near = max(_KNOWN, key=lambda known: difflib.SequenceMatcher(None, known, spec.partition("@")[0]).ratio())
     raise UsageError(
         f"unknown metric {spec!r}", fix=f"did you mean {near}? Your own is --metric file.py:function", where="metric"
     )
 
 
 def _rank(row: Array, label: int) -> int:
-    """How many classes come before this one; all of them when a score is NaN."""
-    if np.isnan(row).any():
-        return row.size
+    """How many classes come before this one."""
     return int(np.count_nonzero(row > row[label]) + np.count_nonzero(row[:label] == row[label]))

@@ -15,7 +15,7 @@ import resource
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -150,29 +150,30 @@ def _is_settled(results: Sequence[float]) -> bool:
     return 1.57 * (high - low) / math.sqrt(len(results)) <= SETTLED * middle
 
 
-def peak_growth(session_of: FileRequest, threads: int, runs: int = MEMORY_RUNS) -> int:
+def _peak_growth(file: FileRequest, threads: int, opened: list[Session]) -> int:
     """Bytes by which opening a file and running it raises the process's peak resident memory."""
-    inputs = _load_inputs(session_of)
+    inputs = _load_inputs(file)
     gc.collect()
-    before = _reset_peak()
-    with _open(session_of, threads) as session:
-        native = session.encode(inputs)
-        for _ in range(runs):
-            session.run_native(native)
-        return max(_peak() - before, 0)
+    before = reset_peak()
+    session = _open(file, threads)
+    opened.append(session)
+    native = session.encode(inputs)
+    for _ in range(MEMORY_RUNS):
+        session.run_native(native)
+    return max(peak() - before, 0)
 
 
-def _reset_peak() -> int:
+def reset_peak() -> int:
     """Make the peak equal to the memory in use now (Linux: clear_refs 5) where that is allowed, and return it.
 
     Where it isn't, the peak so far, which the imports made, is what the model has to exceed: a lower bound.
     """
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    return _peak()
+    return peak()
 
 
-def _peak() -> int:
+def peak() -> int:
     """Peak resident bytes of this program.
 
     VmHWM rather than ru_maxrss: the latter survives exec, so a child of a large parent starts with the parent's.
@@ -202,31 +203,31 @@ def _modules_on_file() -> tuple[str, ...]:
     return tuple(name for name, spec in specs.items() if spec is not None and spec.has_location and name != "__main__")
 
 
-def _serve(request: Request) -> Reply:
+def _serve(request: Request, opened: list[Session]) -> Reply:
+    """Measure; sessions are left in `opened`, for a runtime that crashes while it closes must not lose the figures."""
     if request.task == "memory":
         for name in request.imports:
             # One that was loaded under an alias in the other process is in the list by its real name too.
             with suppress(ImportError):
                 importlib.import_module(name)
-        return Reply(peak_bytes=peak_growth(request.files[0], request.threads))
-    with ExitStack() as stack:
-        sessions = [stack.enter_context(_open(file, request.threads)) for file in request.files]
-        inputs = [s.encode(_load_inputs(file)) for s, file in zip(sessions, request.files, strict=True)]
-        rounds, invocations = time_rounds(sessions, inputs, request.budget_s)
+        return Reply(peak_bytes=_peak_growth(request.files[0], request.threads, opened))
+    opened += [_open(file, request.threads) for file in request.files]
+    inputs = [s.encode(_load_inputs(file)) for s, file in zip(opened, request.files, strict=True)]
+    rounds, invocations = time_rounds(opened, inputs, request.budget_s)
     return Reply(tuple(tuple(r) for r in rounds), tuple(invocations), modules=_modules_on_file())
 
 
 def main() -> None:
     reply_to = os.dup(1)
     os.dup2(2, 1)
+    opened: list[Session] = []
     try:
-        reply = _serve(from_plain(Request, loads(sys.stdin.read(), "request"), "request"))
+        reply = _serve(from_plain(Request, loads(sys.stdin.read(), "request"), "request"), opened)
     except EdgeoptError as error:
         reply = Reply(failure=Failure(type(error).__name__, error.problem, error.where, error.fix))
     with os.fdopen(reply_to, "w") as stream:
         stream.write(dumps(reply))
     sys.stderr.flush()
-    # The figures are safe; a runtime that crashes while it is torn down must not lose them.
     os._exit(0)
 
 

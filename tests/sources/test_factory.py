@@ -62,12 +62,15 @@ def test_a_module_without_inputs_says_how_to_declare_them(tmp_path: Path) -> Non
 
 
 def test_a_spec_brings_examples_preprocessing_and_labels(tmp_path: Path) -> None:
-    code = CNN + """
+    code = (
+        CNN
+        + """
 from edgeopt.types import ImagePreprocessing
 def make():
     return ModelSpec(Net(), torch.zeros(1, 3, 8, 8), outputs=("scores",), labels=("cat", "dog"), name="My Net!",
                      preprocessing=ImagePreprocessing(8, 8))
 """
+    )
     model = load(tmp_path, code)
     assert model.name == "my-net"
     assert model.inputs[0].name == "image"
@@ -104,7 +107,8 @@ def test_starred_arguments_become_named_ones(tmp_path: Path) -> None:
     model = load(tmp_path, code, "Net", inputs("left=float32[batch:1..4,2]", "right=float32[batch:1..4,3]"))
     batch = torch.export.Dim("batch", max=4)
     exported = torch.export.export(
-        model.module, tuple(torch.from_numpy(array) for array in model.example_inputs.values()),
+        model.module,
+        tuple(torch.from_numpy(array) for array in model.example_inputs.values()),
         dynamic_shapes={"left": {0: batch}, "right": {0: batch}},
     )
     assert len(exported.range_constraints) == 1
@@ -140,12 +144,18 @@ def test_a_dimension_that_is_not_free_is_found_out(tmp_path: Path) -> None:
         ("def other():\n    pass\n", "has no factory 'make'; it has other"),
         ("def make(:\n", "SyntaxError"),
         ("import nothing_like_this\n", "No module named 'nothing_like_this'"),
-        ("def make():\n    return ModelSpec(nn.Linear(2, 2), torch.zeros(1, 3))\n", r"failed on the inputs input float32\[1, 3\]"),
+        (
+            "def make():\n    return ModelSpec(nn.Linear(2, 2), torch.zeros(1, 3))\n",
+            r"failed on the inputs input float32\[1, 3\]",
+        ),
         ("def make():\n    return ModelSpec(nn.Linear(2, 2).double(), torch.zeros(1, 2))\n", "is float64"),
         ("def make():\n    return ModelSpec(nn.Linear(2, 2, device='meta'), torch.zeros(1, 2))\n", "meta device"),
         ("def make():\n    return ModelSpec(nn.Linear(2, 2), torch.zeros(1, 2).double())\n", "is float64"),
         ("def make():\n    return ModelSpec(nn.Linear(2, 2), 'text')\n", "is a str"),
-        ("def make():\n    return ModelSpec(nn.Linear(2, 2), torch.zeros(1, 2), outputs=('a', 'b'))\n", "2 names are given"),
+        (
+            "def make():\n    return ModelSpec(nn.Linear(2, 2), torch.zeros(1, 2), outputs=('a', 'b'))\n",
+            "2 names are given",
+        ),
     ],
 )
 def test_a_wrong_factory_is_one_clear_line(tmp_path: Path, code: str, problem: str) -> None:
@@ -180,7 +190,8 @@ def test_forward_may_need_more_than_is_declared(tmp_path: Path) -> None:
 
 def test_the_files_folder_is_importable_only_while_loading(tmp_path: Path) -> None:
     write(tmp_path, "WIDTH = 5\n", "sizes_for_test.py")
-    code = "from sizes_for_test import WIDTH\ndef make():\n    return ModelSpec(nn.Linear(WIDTH, 1), torch.zeros(1, WIDTH))\n"
+    code = "from sizes_for_test import WIDTH\n"
+    code += "def make():\n    return ModelSpec(nn.Linear(WIDTH, 1), torch.zeros(1, WIDTH))\n"
     before = list(sys.path)
     assert load(tmp_path, code).inputs[0].shape == (1, 5)
     assert sys.path == before
@@ -199,7 +210,7 @@ def test_a_package_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     write(tmp_path / "pack_for_test", "def make():\n    return ModelSpec(nn.Linear(2, 1), torch.zeros(1, 2))\n")
     monkeypatch.chdir(tmp_path)
     assert load_model("pack_for_test.net:make", SourceOptions()).name == "net-make"
-    with pytest.raises(UsageError, match="no module named 'pack_for_test.absent'"):
+    with pytest.raises(UsageError, match=r"no module named 'pack_for_test\.absent'"):
         load_model("pack_for_test.absent:make", SourceOptions())
 
 
