@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from edgeopt.config import RunConfig, resolve_gates
 from edgeopt.device_profiles import load_device
-from edgeopt.errors import MissingError, UsageError
+from edgeopt.errors import ConfigError, MissingError, UsageError
 from edgeopt.examples import EXAMPLES
 from edgeopt.runtimes import load_runtime
 from edgeopt.targets import load_target
@@ -54,7 +54,7 @@ def with_example(config: RunConfig) -> RunConfig:
         if config.model is None:
             raise UsageError(
                 "no model given",
-                fix="name one (file.py:factory, model.onnx, model.pt2, hf:DIR), or run a built-in one: --example digits",
+                fix="name one (file.py:factory, model.onnx, model.pt2, hf:DIR), or run a built-in: --example digits",
             )
         return config
     if config.model is not None:
@@ -79,12 +79,17 @@ def plan_jobs(config: RunConfig) -> tuple[Job, ...]:
         if job.scheme.needs_calibration and config.calibration is None:
             raise UsageError(
                 f"target {job.target.name!r} quantizes statically and needs sample data",
-                fix="give --calibration DATA (some hundred real inputs), or take a target that needs none: "
-                f"{job.target.name.removesuffix('-int8')}-int8-dynamic",
+                fix="give --calibration DATA (some hundred real inputs), or take a target that needs none, such as "
+                "android-int8-dynamic",
             )
         for name in job.target.runtimes:
-            reason = load_runtime(name).unavailable()
-            if reason is not None:
+            runtime = load_runtime(name)
+            if job.target.format not in runtime.formats:
+                raise ConfigError(
+                    f"makes {job.target.format}, which the runtime {name!r} does not run",
+                    where=f"target {job.target.name!r}",
+                )
+            if (reason := runtime.unavailable()) is not None:
                 raise MissingError(reason, where=f"target {job.target.name!r}")
     return jobs
 

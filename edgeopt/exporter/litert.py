@@ -25,7 +25,7 @@ from edgeopt.types import (
     UnquantizedOp,
 )
 
-_TOOLS = ("torch", "litert-torch", "ai-edge-quantizer", "ai-edge-litert")
+_TOOLS = ("ai-edge-quantizer", "ai-edge-litert")
 _CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
 #: Operators that only move values: nothing is computed, whatever the type.
 _MOVEMENT = frozenset(
@@ -84,9 +84,17 @@ def _artifact(
         size_bytes=summary.size_bytes,
         sha256=summary.sha256,
         history=history,
-        tools={name: metadata.version(name) for name in _TOOLS},
+        tools={name: metadata.version(name) for name in (*_converters(model), *_TOOLS)},
         unquantized_ops=unquantized,
     )
+
+
+def _converters(model: Model) -> tuple[str, ...]:
+    """Distributions that made the float file."""
+    if model.module is not None:
+        return ("torch", "litert-torch")
+    # It comes under several names: tensorflow, tensorflow-cpu, ...
+    return (metadata.packages_distributions()["tensorflow"][0],)
 
 
 def _signature(model: Model, summary: FileSummary) -> Signature:

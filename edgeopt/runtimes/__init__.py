@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from edgeopt.errors import ConfigError
 from edgeopt.runtimes.base import Runtime
 
 RUNTIMES: dict[str, str] = {
@@ -14,7 +15,9 @@ RUNTIMES: dict[str, str] = {
 
 
 def load_runtime(name: str) -> Runtime:
-    """The runtime of that name; imports its module now. Raises KeyError on an unknown name."""
+    """The runtime of that name; imports its module now. Raises ConfigError on an unknown name."""
+    if name not in RUNTIMES:
+        raise ConfigError(f"unknown runtime {name!r}", fix=f"take one of {', '.join(RUNTIMES)}")
     module, _, attribute = RUNTIMES[name].partition(":")
     runtime: Runtime = getattr(import_module(module), attribute)()
     return runtime

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from edgeopt.errors import DataError
-from edgeopt.types import Array, OpTiming, QuantParams, Signature, SignatureTensor
+from edgeopt.types import Array, Format, OpTiming, QuantParams, Signature, SignatureTensor
 
 
 def quantize(values: Array, params: QuantParams, dtype: str) -> Array:
@@ -92,6 +92,8 @@ class Runtime(Protocol):
     """One per way to execute a file."""
 
     name: str
+    #: Formats that it runs.
+    formats: tuple[Format, ...]
 
     def unavailable(self) -> str | None:
         """Why this runtime can't be used on this machine and how to get it; None when it works. Must be quick."""

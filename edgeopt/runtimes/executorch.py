@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from edgeopt.errors import ConversionError, DataError, MissingError
 from edgeopt.runtimes.base import Session
-from edgeopt.types import Array, OpTiming, Signature, SignatureTensor
+from edgeopt.types import Array, Format, OpTiming, Signature, SignatureTensor
 
 if TYPE_CHECKING:
     import torch
@@ -25,13 +25,15 @@ class ExecuTorchRuntime:
     """Runs .pte files in this process. See `edgeopt.runtimes.base.Runtime`."""
 
     name = "executorch"
+    formats: tuple[Format, ...] = ("executorch",)
 
     def unavailable(self) -> str | None:
         spec = find_spec("executorch")
         if spec is None or not spec.submodule_search_locations:
             return "the package 'executorch' is not installed; pip install executorch"
         # A namespace package: a folder of that name on the path is a location of it too.
-        if not any(any(Path(place, "extension", "pybindings").glob("_C.*")) for place in spec.submodule_search_locations):
+        bindings = [Path(place, "extension", "pybindings") for place in spec.submodule_search_locations]
+        if not any(any(folder.glob("_C.*")) for folder in bindings):
             return "this build of executorch has no Python runtime; pip install executorch from PyPI"
         return None
 

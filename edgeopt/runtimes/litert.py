@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from edgeopt.errors import ConversionError, DataError, MissingError
 from edgeopt.runtimes.base import Session
 from edgeopt.runtimes.litert_profile import profile
-from edgeopt.types import Array, OpTiming, Signature, SignatureTensor
+from edgeopt.types import Array, Format, OpTiming, Signature, SignatureTensor
 
 if TYPE_CHECKING:
     from ai_edge_litert import interpreter as litert
@@ -20,6 +20,7 @@ class LiteRTRuntime:
     """See `edgeopt.runtimes.base.Runtime`. The default delegate (XNNPACK, static and dynamic int8 included) is on."""
 
     name = "litert"
+    formats: tuple[Format, ...] = ("litert",)
 
     def unavailable(self) -> str | None:
         if find_spec("ai_edge_litert") is None:

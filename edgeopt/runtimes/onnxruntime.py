@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from edgeopt.errors import ConversionError, DataError, MissingError
 from edgeopt.runtimes.base import Session
-from edgeopt.types import Array, OpTiming, Signature, SignatureTensor
+from edgeopt.types import Array, Format, OpTiming, Signature, SignatureTensor
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -23,6 +23,7 @@ class OnnxRuntime:
     """The CPU execution provider, all graph optimizations on."""
 
     name = "onnxruntime"
+    formats: tuple[Format, ...] = ("onnx",)
 
     def unavailable(self) -> str | None:
         return None if find_spec("onnxruntime") else "the package onnxruntime is not installed: pip install onnxruntime"

@@ -137,5 +137,5 @@ def _sign(function: Callable[..., object], names: Sequence[str]) -> None:
     for name in names:
         parameter = re.sub(r"\W", "_", name)
         parameters.append(inspect.Parameter(parameter, inspect.Parameter.POSITIONAL_OR_KEYWORD))
-    # An attribute that inspect documents, but that mypy's function type lacks.
-    setattr(function, "__signature__", inspect.Signature(parameters))  # noqa: B010
+    # inspect.signature reads this attribute; mypy's function type lacks it.
+    function.__dict__["__signature__"] = inspect.Signature(parameters)

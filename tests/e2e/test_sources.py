@@ -18,6 +18,7 @@ RUNTIMES: dict[Format, str] = {"litert": "litert", "onnx": "onnxruntime", "execu
 
 FACTORY = """
 import torch
+from torch import nn
 from edgeopt.sources import ModelSpec
 
 class Net(nn.Module):

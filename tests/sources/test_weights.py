@@ -56,8 +56,8 @@ def test_names_the_keys_that_do_not_fit(tmp_path: Path) -> None:
 class Payload:
     """Pickles as a call."""
 
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return Path.touch, (Path("executed"),)  # type: ignore[return-value]
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (Path("executed"),)
 
 
 def test_never_executes_a_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
