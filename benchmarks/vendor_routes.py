@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-Samples = Sequence[dict[str, np.ndarray]]
+from edgeopt.types import Array
+
+Samples = Sequence[dict[str, Array]]
 
 
 def litert(module: torch.nn.Module, example: torch.Tensor, samples: Samples, path: Path) -> None:
@@ -42,9 +43,9 @@ def onnx(module: torch.nn.Module, example: torch.Tensor, samples: Samples, path:
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.feeds: Iterator[dict[str, np.ndarray]] = iter(samples)
+            self.feeds: Iterator[dict[str, Array]] = iter(samples)
 
-        def get_next(self) -> dict[str, np.ndarray] | None:
+        def get_next(self) -> dict[str, Array] | None:
             return next(self.feeds, None)
 
     float_path = path.with_name("float_" + path.name)
@@ -54,6 +55,14 @@ def onnx(module: torch.nn.Module, example: torch.Tensor, samples: Samples, path:
     program.save(str(float_path), external_data=False)
     quant_pre_process(str(float_path), str(float_path))
     quantize_static(str(float_path), str(path), Reader(), **options)
+
+
+def onnx_u8s8(module: torch.nn.Module, example: torch.Tensor, samples: Samples, path: Path) -> None:
+    """The same with the options that suit x86 and Arm best, which one has to know."""
+    from onnxruntime.quantization import QuantType
+
+    types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    onnx(module, example, samples, path, per_channel=True, **types)
 
 
 def executorch(module: torch.nn.Module, example: torch.Tensor, samples: Samples, path: Path) -> None:
@@ -80,14 +89,13 @@ ROUTES = {
     "litert": litert,
     "litert channel-last": litert_channel_last,
     "onnx": onnx,
+    "onnx per-channel U8S8": onnx_u8s8,
     "executorch": executorch,
 }
 
 
-def build(
-    route: str, module: torch.nn.Module, example: torch.Tensor, samples: Samples, path: Path, **options: Any
-) -> None:
+def build(route: str, module: torch.nn.Module, example: torch.Tensor, samples: Samples, path: Path) -> None:
     """Run one route with the vendors' warnings silenced."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ROUTES[route](module, example, samples, path, **options)
+        ROUTES[route](module, example, samples, path)

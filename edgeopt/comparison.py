@@ -73,7 +73,8 @@ def compare(
     """
     progress = progress or Silent()
     first = _side(a)
-    second = _aligned(first, _side(b))
+    second = _side(b)
+    second = replace(second, signature=in_terms_of(first.signature, second.signature, second.name))
     samples = _samples(first, second, data)
     with (
         load_runtime(first.runtime).open(first.path, first.signature, threads) as left,
@@ -102,27 +103,28 @@ def _side(path: Path) -> _Side:
     return side
 
 
-def _aligned(first: _Side, second: _Side) -> _Side:
-    """The second side with the first's tensor names and terms, so that both take the same samples."""
-    signature = Signature(
-        _matched(first.signature.inputs, second.signature.inputs, "inputs", second.name),
-        _matched(first.signature.outputs, second.signature.outputs, "outputs", second.name),
+def in_terms_of(ours: Signature, theirs: Signature, where: str) -> Signature:
+    """Their signature with our tensor names and model terms, so that both files take the same samples.
+
+    Tensors are paired by name where all names agree, else by position; a differing order of axes is found by size.
+    Raises UsageError when the two don't fit, `where` being the name of their file.
+    """
+    return Signature(
+        _matched(ours.inputs, theirs.inputs, "inputs", where), _matched(ours.outputs, theirs.outputs, "outputs", where)
     )
-    return replace(second, signature=signature)
 
 
 def _matched(
     ours: tuple[SignatureTensor, ...], theirs: tuple[SignatureTensor, ...], kind: str, where: str
 ) -> tuple[SignatureTensor, ...]:
-    """By name where all names agree, else by position."""
     if len(ours) != len(theirs):
         raise UsageError(f"has {len(theirs)} {kind}, the other file has {len(ours)}", where=where)
     by_name = {tensor.name: tensor for tensor in theirs}
     partners = [by_name[t.name] for t in ours] if by_name.keys() == {t.name for t in ours} else theirs
-    return tuple(_in_terms_of(a, b, where) for a, b in zip(ours, partners, strict=True))
+    return tuple(_paired(a, b, where) for a, b in zip(ours, partners, strict=True))
 
 
-def _in_terms_of(ours: SignatureTensor, theirs: SignatureTensor, where: str) -> SignatureTensor:
+def _paired(ours: SignatureTensor, theirs: SignatureTensor, where: str) -> SignatureTensor:
     wanted = model_terms(ours).shape
     if _fits(model_terms(theirs).shape, wanted):
         return replace(theirs, name=ours.name, model_dtype=ours.model_dtype)

@@ -66,6 +66,7 @@ def with_example(config: RunConfig) -> RunConfig:
     own_data = config.calibration is not None
     return replace(
         config,
+        example=None,
         model=example.model,
         calibration=config.calibration or example.calibration,
         evaluation=config.evaluation or (None if own_data else example.evaluation),
