@@ -2,8 +2,8 @@
 
     python benchmarks/efficientnet_lite0.py [WORK_DIR]
 
-Calibrated on 128 pictures of even classes, scored on all odd ones; needs ../shared/data. Prints a Markdown table. Vendor files that
-an earlier run left in WORK_DIR are taken as they are.
+Calibrated on 128 pictures of even classes, scored on all odd ones; needs ../shared/data. Prints a Markdown table.
+Vendor files that an earlier run left in WORK_DIR are taken as they are.
 """
 
 from __future__ import annotations

@@ -137,8 +137,9 @@ def _subject(loaded: LoadedBundle, on_golden: bool) -> Subject:
 
 def _with_record(report: Report, golden: Check, recorded: Report) -> Report:
     """Add what could not be decided here as it stands on record, and say so."""
-    fresh = {check.name for check in (golden, *report.checks)}
-    kept = tuple(check for check in recorded.checks if check.name not in fresh)
+    judged = tuple(check for check in report.checks if check.limit is not None)
+    fresh = {check.name for check in (golden, *judged)}
+    kept = tuple(check for check in recorded.checks if check.limit is not None and check.name not in fresh)
     findings = tuple(
         Finding(
             "kept-from-record",
@@ -149,6 +150,7 @@ def _with_record(report: Report, golden: Check, recorded: Report) -> Report:
         )
         for check in kept
     )
-    checks = (golden, *report.checks, *kept)
+    names = {check.name for check in kept}
+    checks = (golden, *(check for check in report.checks if check.name not in names), *kept)
     status: Literal["passed", "failed"] = "passed" if all(check.passed for check in checks) else "failed"
     return replace(report, checks=checks, status=status, findings=(*report.findings, *findings))

@@ -342,11 +342,11 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A gate and what was measured. `limit` is a bound in words that tools can parse too: `op` is "<=" or ">="."""
+    """A gate and what was measured: `measured op limit`. A limit of None is no gate; the check then passes."""
 
     name: str
     measured: float | None
-    limit: float
+    limit: float | None
     op: Literal["<=", ">="]
     unit: str
     passed: bool

@@ -82,7 +82,7 @@ def _checks(checks: Sequence[Check]) -> Padding:
     table.add_column("measured", justify="right", no_wrap=True)
     table.add_column("limit", justify="right", no_wrap=True)
     table.add_column("")
-    for check in checks:
+    for check in (check for check in checks if check.limit is not None):
         limit = f"{check.op} {quantity(check.limit, check.unit)}"
         table.add_row(title(check.name), quantity(check.measured, check.unit), limit, _word(check.passed))
     return Padding(table, (1, 0, 1, 0))

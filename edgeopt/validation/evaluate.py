@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+
+import numpy as np
 
 from edgeopt.errors import DataError
 from edgeopt.runtimes.base import Session
-from edgeopt.types import Sample
+from edgeopt.types import Array, Sample
 from edgeopt.validation.fidelity import Fidelity, OutputFidelity
 from edgeopt.validation.metrics import Metric
 
@@ -47,14 +49,17 @@ def evaluate(
         metric: makes the metric, see `load_metric`; None when there are no labels.
 
     Raises:
-        DataError: when there are no samples, or a sample does not fit the model or the metric.
+        DataError: when there are no samples, a sample holds NaN or does not fit the model or the metric, or the
+            reference itself answers NaN: nothing can be proven by comparing with that.
         ConversionError: when the candidate's outputs don't have the reference's names and shapes.
     """
     fidelity = Fidelity()
     metrics = (metric(), metric()) if metric is not None else None
     count = 0
     for sample in samples:
+        _refuse_nan(sample.inputs, f"sample {sample.name!r}, input", "mend or remove that sample")
         expected = reference.run(sample.inputs)
+        _refuse_nan(expected, f"what the float model makes of sample {sample.name!r}, output", "its weights or its arithmetic are broken")
         found = candidate.run(sample.inputs)
         fidelity.update(expected, found)
         if metrics is not None:
@@ -74,3 +79,9 @@ def evaluate(
         agreement=min((o.agreement for o in outputs if o.agreement is not None), default=None),
         sqnr_db=min((o.sqnr_db for o in outputs if o.sqnr_db is not None), default=None),
     )
+
+
+def _refuse_nan(arrays: Mapping[str, Array], where: str, fix: str) -> None:
+    for name, values in arrays.items():
+        if values.dtype.kind == "f" and np.isnan(values).any():
+            raise DataError("holds NaN", where=f"{where} {name!r}", fix=fix)

@@ -72,6 +72,18 @@ def judge(
     return tuple(checks)
 
 
+def without_limit(
+    gates: Gates, evaluation: Evaluation | None, measurements: Sequence[Measurement]
+) -> tuple[Check, ...]:
+    """What could be judged but has no limit in `gates`, so that a report always holds the same checks."""
+    measured = {gate: _measured(gate.check, evaluation, measurements) for gate in _GATES}
+    return tuple(
+        Check(gate.check, value, None, gate.op, gate.unit, passed=True)
+        for gate, value in measured.items()
+        if value is not None and getattr(gates, gate.field) is None
+    )
+
+
 def _measured(check: str, evaluation: Evaluation | None, measurements: Sequence[Measurement]) -> float | None:
     match check:
         case "accuracy_drop":

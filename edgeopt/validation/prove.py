@@ -13,7 +13,7 @@ from edgeopt.runtimes.base import Session
 from edgeopt.types import Array, Artifact, Check, Finding, Gates, Measurement, OpTiming, Report, Sample
 from edgeopt.validation.benchmark import benchmark
 from edgeopt.validation.evaluate import Evaluation, evaluate
-from edgeopt.validation.gates import judge
+from edgeopt.validation.gates import judge, without_limit
 
 if TYPE_CHECKING:
     from edgeopt.progress import Progress
@@ -84,6 +84,7 @@ def prove(subject: Subject, terms: Terms, findings: tuple[Finding, ...], progres
     )
     checks = (
         *judge(terms.gates, observed.evaluation, measurements, terms.advice, terms.required_gates, observed.timings),
+        *without_limit(terms.gates, observed.evaluation, measurements),
         *_source_check(observed.source_sqnr_db),
         *_checks_elsewhere(terms.gates, observed.elsewhere),
     )

@@ -2,7 +2,7 @@ import pytest
 
 from edgeopt.types import Gates, Measurement, OpTiming
 from edgeopt.validation.evaluate import Evaluation
-from edgeopt.validation.gates import accuracy_drop, judge
+from edgeopt.validation.gates import accuracy_drop, judge, without_limit
 
 
 def evaluation(reference=0.8323, candidate=0.8273, *, higher=True, agreement=0.98, sqnr_db=19.0):
@@ -105,3 +105,11 @@ def test_advice_of_the_target_is_given_on_failure_only():
     advice = {"size_bytes": "use int8"}
     assert judge(Gates(max_size_bytes=99), None, ALL, advice)[0].advice == "use int8"
     assert judge(Gates(max_size_bytes=100), None, ALL, advice)[0].advice is None
+
+
+def test_what_has_no_limit_is_told_all_the_same() -> None:
+    found = without_limit(Gates(min_speedup=2.0), evaluation(), ALL)
+    assert "speedup" not in {check.name for check in found}
+    assert {"accuracy_drop", "agreement", "sqnr_db", "latency_ms", "size_bytes"} <= {check.name for check in found}
+    assert all(check.passed and check.limit is None and check.measured is not None for check in found)
+    assert without_limit(Gates(), None, ()) == ()
