@@ -5,6 +5,7 @@ Flags win over the file, the file wins over the defaults; the keys themselves ar
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from edgeopt.config_keys import GATE_OF_KEY, KEYS, Key, Place, nearest, read_text, read_toml
 
 if TYPE_CHECKING:  # types.py needs NumPy, which `edgeopt --help` does not
+    from edgeopt.datasets import DataSource
+    from edgeopt.sources import ModelSpec
     from edgeopt.types import Gates
 
 DEFAULT_FILE = "edgeopt.toml"
@@ -28,12 +31,13 @@ class RunConfig:
     Fractions are fractions (0.005 is half a point), sizes are in MB of 2**20 bytes, times in milliseconds.
 
     Attributes:
+        model, calibration, evaluation: strings from the command line and edgeopt.toml; objects from Python.
         preprocessing: the `[preprocessing]` table as it was written; `tokenizer` already resolved.
         gates_off: fields of `Gates` that the user switched off.
         config_dir: folder of the configuration file; relative paths in that file start here.
     """
 
-    model: str | None = None
+    model: str | ModelSpec | None = None
     example: str | None = None
     weights: Path | None = None
     name: str | None = None
@@ -42,9 +46,9 @@ class RunConfig:
     labels: Path | None = None
     target: tuple[str, ...] = ()
     device: str | None = None
-    calibration: str | None = None
+    calibration: DataSource | None = None
     num_calibration_samples: int = 128
-    evaluation: str | None = None
+    evaluation: DataSource | None = None
     num_evaluation_samples: int | None = None
     metric: str | None = None
     seed: int = 0
@@ -114,7 +118,7 @@ def load_config(path: Path | None, overrides: Mapping[str, object]) -> RunConfig
     Raises:
         ConfigError: unreadable file, unknown key, wrong type or value; names file and line, or the flag.
     """
-    if path is None and Path(DEFAULT_FILE).is_file():
+    if path is None and os.path.lexists(DEFAULT_FILE):  # a broken link is a mistake, not "no file"
         path = Path(DEFAULT_FILE)
     if path is None:
         return config_of(overrides)
@@ -175,7 +179,8 @@ def _build(given: Mapping[str, tuple[object, Place]], base: Path) -> RunConfig:
 def _known(spelling: str, place: Place) -> Key:
     key = _BY_SPELLING.get(spelling)
     if key is None:
-        raise place.error("unknown key", nearest(spelling.replace("_", "-"), _BY_SPELLING) or None)
+        near = nearest(spelling.replace("_", "-"), _BY_SPELLING)
+        raise place.error("unknown key", near or "'edgeopt init' writes a file with every key; gates have no table")
     return key
 
 

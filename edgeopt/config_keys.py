@@ -15,6 +15,10 @@ from pathlib import Path
 from edgeopt.errors import ConfigError
 
 ESTIMATORS = ("min-max", "percentile", "entropy", "mse")
+#: No limit that anybody means is above this; keeps MB in bytes an integer.
+LARGEST = 1e12
+#: More threads than any machine that edgeopt runs on has cores; starting them takes minutes.
+MOST_THREADS = 256
 _PATH_SUFFIXES = frozenset(
     {".py", ".pt2", ".onnx", ".keras", ".h5", ".npz", ".npy", ".jsonl", ".gz", ".csv", ".txt", ".toml", ".json"}
 )
@@ -108,6 +112,8 @@ def _positive(value: object, place: Place) -> float:
     number = _number(value, place)
     if number <= 0:
         raise place.error(f"{value!r} is not above 0")
+    if number > LARGEST:
+        raise place.error(f"{value!r} is above {LARGEST:g}")
     return number
 
 
@@ -128,11 +134,13 @@ def _fraction(value: object, place: Place) -> float:
     return number
 
 
-def _integer(minimum: int) -> Parser:
+def _integer(minimum: int, maximum: int = 10**18) -> Parser:
     def parse(value: object, place: Place) -> int:
-        number = int(value) if isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value) else value
+        number = int(value) if isinstance(value, str) and re.fullmatch(r"-?\d{1,30}", value) else value
         if not isinstance(number, int) or isinstance(number, bool) or number < minimum:
             raise place.error(f"{value!r} is not a whole number of at least {minimum}")
+        if number > maximum:
+            raise place.error(f"{value!r} is more than {maximum}")
         return number
 
     return parse
@@ -258,7 +266,7 @@ KEYS: tuple[Key, ...] = (
         "Size of the model file; 1 MB is 1 048 576 bytes."),
     Key("max_peak_memory_mb", GATES, _positive, "MB", "50.0",
         "Peak memory that inference adds."),
-    Key("threads", OUTPUT, _integer(1), "N", "1",
+    Key("threads", OUTPUT, _integer(1, MOST_THREADS), "N", "1",
         "Threads when timing. Default: 1."),
     Key("output_dir", OUTPUT, _path, "DIR", '"dist"',
         "Bundles go to DIR/<model>-<target>/. Default: dist."),

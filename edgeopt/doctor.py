@@ -125,6 +125,14 @@ class _Check:
     fix: str | None
 
 
+def how_to_install(module: str) -> str:
+    """The pip command that brings a module (its top-level name): by one of our extras, or as we require it."""
+    named = (package for package, path in _MODULES.items() if path.partition(".")[0] == module)
+    package = next(named, module.replace("_", "-"))
+    extra = next((extra for extra in _EXTRAS if package in _packages_of(extra)), None)
+    return f"pip install 'edgeopt[{extra}]'" if extra is not None else _install((package,)) or f"pip install {package}"
+
+
 def _core_checks() -> Iterable[_Check]:
     for name, packages in _CORE_PACKAGES.items():
         yield _Check(name, "core", "", packages, _imports(packages), _install(packages))

@@ -196,7 +196,8 @@ def load(config: RunConfig) -> Model:
     from edgeopt.datasets import load_preprocessing
     from edgeopt.sources import SourceOptions, load_model, parse_input
 
-    assert config.model is not None, "with_example has run"
+    if config.model is None:
+        raise ValueError("with_example must have run")
     options = SourceOptions(
         weights=config.weights,
         name=config.name,

@@ -31,10 +31,11 @@ class Form(BaseModel):
     )
 
 
-def find_file(kind: str, name_or_path: str, directory: Path) -> Path:
+def find_file(kind: str, name_or_path: str, directory: Path, where: str | None = None) -> Path:
     """The file of a built-in (`directory/<name>.toml`), or the user's own when it looks like a path.
 
-    Raises UsageError on an unknown name, with the nearest ones, and on a path where no file is.
+    Raises UsageError on an unknown name, with the nearest ones, and on a path where no file is. `where` says which
+    file and key asked for it.
     """
     if "/" in name_or_path or name_or_path.endswith(".toml"):
         path = Path(name_or_path).expanduser()
@@ -51,7 +52,9 @@ def find_file(kind: str, name_or_path: str, directory: Path) -> Path:
     if name_or_path not in names:
         near = get_close_matches(name_or_path, names, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
-        raise UsageError(f"unknown {kind} {name_or_path!r}", fix=f"{hint} (a file of your own: give its path)")
+        raise UsageError(
+            f"unknown {kind} {name_or_path!r}", where=where, fix=f"{hint} (a file of your own: give its path)"
+        )
     return directory / f"{name_or_path}.toml"
 
 
@@ -89,6 +92,8 @@ def _explain(form: type[Form], detail: ErrorDetails, path: Path) -> ConfigError:
             return ConfigError("unknown key", where=where, fix=fix)
         case "missing":
             return ConfigError("is missing", where=where, fix="add it")
+        case "model_type" | "model_attributes_type":
+            return ConfigError(f"is not a table, got {detail['input']!r}", where=where, fix="write it as [key]")
         case _:
             message = detail["msg"].removeprefix("Value error, ")
             return ConfigError(f"{message[0].lower()}{message[1:]}, got {detail['input']!r}", where=where)

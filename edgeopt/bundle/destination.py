@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edgeopt.bundle.manifest import MANIFEST, REPORT, is_bundle
-from edgeopt.errors import UsageError
+from edgeopt.errors import EdgeoptError, MissingError, UsageError
 from edgeopt.json_data import loads
 
 _AT_FDCWD = -100
@@ -27,6 +27,7 @@ def prepare_output(final: Path) -> None:
 
     Raises UsageError when `final` is there and isn't a bundle as edgeopt left it, or when it can't be created.
     """
+    _check_length(final)
     if final.is_symlink() or (final.exists() and not _replaceable(final)):
         raise UsageError(
             "is in the way: it is not a bundle as edgeopt wrote it, and would be lost",
@@ -45,7 +46,7 @@ def replace_directory(final: Path) -> Iterator[Path]:
     """Yields an empty directory beside `final` that takes its place when the block ends well, and else vanishes.
 
     A reader sees the old directory or the complete new one. What a killed process leaves behind, the next run removes.
-    Raises UsageError for whatever the file system refuses (full disk, read-only, ...), naming the place.
+    Raises MissingError on a full disk, UsageError for what else the file system refuses, naming the place.
     """
     created: list[Path] = []
     try:
@@ -66,6 +67,15 @@ def replace_directory(final: Path) -> Iterator[Path]:
         if isinstance(error, OSError):
             raise _explain(error, final) from error
         raise
+
+
+def _check_length(final: Path) -> None:
+    try:
+        final.exists()
+    except OSError as error:  # too long, too many links
+        raise UsageError(
+            (error.strerror or str(error)).lower(), where=str(final), fix="choose another --output-dir or --name"
+        ) from error
 
 
 def _replaceable(final: Path) -> bool:
@@ -165,9 +175,11 @@ def _exchange(temporary: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _explain(error: OSError, final: Path) -> UsageError:
+def _explain(error: OSError, final: Path) -> EdgeoptError:
     if error.errno in _NO_SPACE:
-        return UsageError("no space left for the bundle", where=str(final.parent), fix="free some, or --output-dir")
+        return MissingError(
+            "no space left for the bundle", where=str(final.parent), fix="free some, or choose another --output-dir"
+        )
     if error.errno in _NOT_WRITABLE:
         return UsageError("is not writable", where=str(final.parent), fix="choose another --output-dir")
     place = error.filename if isinstance(error.filename, str) else str(final)

@@ -12,11 +12,12 @@ from typing import Literal
 
 import numpy as np
 
+from edgeopt.bundle.consistency import check_consistency
 from edgeopt.bundle.contents import GoldenVector
 from edgeopt.bundle.manifest import MANIFEST, REPORT, FileEntry, Manifest, StoredArray, parse_manifest
 from edgeopt.errors import TamperedError, UsageError
 from edgeopt.json_data import loads
-from edgeopt.report_file import from_json
+from edgeopt.report_file import from_json, seal
 from edgeopt.targets.schema import Target
 from edgeopt.types import (
     Array,
@@ -142,7 +143,8 @@ def open_bundle(path: Path) -> LoadedBundle:
     """Parse and verify a bundle.
 
     Raises UsageError when `path` isn't a bundle, or one of a version that we don't know; TamperedError naming the
-    file when one is missing, changed, added, a link or something else than a file, or leads out of the directory.
+    file when one is missing, changed, added, a link or something else than a file, or leads out of the directory, and
+    when manifest and report contradict themselves or each other.
     """
     if not path.is_dir():
         raise UsageError("is not a bundle directory", where=str(path))
@@ -151,6 +153,7 @@ def open_bundle(path: Path) -> LoadedBundle:
     present = set(_regular_files(path))
     text = _read(path / MANIFEST)
     manifest = parse_manifest(text, str(path / MANIFEST))
+    check_consistency(manifest, str(path / MANIFEST))
     expected = {*manifest.files, MANIFEST, REPORT}
     for name in sorted(expected - present):
         raise TamperedError("is missing from the bundle", where=str(path / name))
@@ -158,7 +161,7 @@ def open_bundle(path: Path) -> LoadedBundle:
         raise TamperedError("is not in the manifest", where=str(path / name), fix="remove it from the bundle")
     for name, entry in sorted(manifest.files.items()):
         _verify(path / name, entry)
-    _verify_binding(path / REPORT, hashlib.sha256(text).hexdigest())
+    _verify_report(path / REPORT, hashlib.sha256(text).hexdigest(), manifest)
     return LoadedBundle(path, manifest)
 
 
@@ -192,8 +195,12 @@ def _verify(path: Path, entry: FileEntry) -> None:
         raise TamperedError("is not the file that the manifest describes (SHA-256 differs)", where=str(path))
 
 
-def _verify_binding(path: Path, manifest_sha256: str) -> None:
-    """report.json can't be in the manifest's own list (it holds times), so it names the manifest instead."""
+def _verify_report(path: Path, manifest_sha256: str, manifest: Manifest) -> None:
+    """report.json can't be in the manifest's own list (it holds times), so it names the manifest and its own hash."""
     report = loads(_read(path), str(path))
     if not isinstance(report, dict) or report.get("manifest_sha256") != manifest_sha256:
         raise TamperedError(f"belongs to another {MANIFEST}, or that one was changed", where=str(path))
+    if report.get("sha256") != seal(report):
+        raise TamperedError("was changed (its SHA-256 differs)", where=str(path))
+    if report.get("status") != manifest.status:
+        raise TamperedError(f"says {report.get('status')!r}, and {MANIFEST} {manifest.status!r}", where=str(path))

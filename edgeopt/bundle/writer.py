@@ -46,8 +46,8 @@ TOKENIZER_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.
 def write_bundle(final: Path, contents: BundleContents) -> Bundle:
     """Write the bundle and put it at `final` in one step, in place of an older one.
 
-    Raises UsageError when it can't be put there (see `prepare_output`; full disk, read-only), leaving nothing behind
-    and an older bundle untouched; TamperedError when an artifact's file has changed since it was made.
+    Raises UsageError when it can't be put there (see `prepare_output`) and MissingError when the disk is full, leaving
+    nothing behind and an older bundle untouched; TamperedError when an artifact's file has changed since it was made.
     """
     prepare_output(final)
     with replace_directory(final) as directory:
@@ -158,9 +158,9 @@ def _file_names(kind: str, names: tuple[str, ...]) -> dict[str, str]:
 
 def _store(array: Array, directory: Path, name: str) -> StoredArray:
     known: tuple[DType, ...] = get_args(DType)
-    dtype = next((dtype for dtype in known if dtype == array.dtype.name), None)
-    if dtype is None:
-        raise TypeError(f"golden vectors can't hold {array.dtype}")
+    if array.dtype.name not in known:  # labels come in whatever the data set holds
+        array = array.astype("float32" if array.dtype.kind == "f" else "int64")
+    dtype = next(dtype for dtype in known if dtype == array.dtype.name)
     little_endian = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
     (directory / name).write_bytes(little_endian.tobytes())
     return StoredArray(file=name, shape=tuple(array.shape), dtype=dtype)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeopt.cli.console import JsonFlag, print_json, stdout, table, work
+from edgeopt.config_keys import MOST_THREADS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +29,7 @@ def compare(
             show_default=False,
         ),
     ] = None,
-    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Threads when timing.")] = 1,
+    threads: Annotated[int, typer.Option(metavar="N", min=1, max=MOST_THREADS, help="Threads when timing.")] = 1,
     json: JsonFlag = False,
 ) -> None:
     """Compare size, latency and outputs of two exported models in one run.

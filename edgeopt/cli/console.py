@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -30,10 +30,26 @@ class Settings:
 
 
 def stdout() -> Console:
-    """A console on standard output; it colours nothing by guessing."""
-    from rich.console import Console
+    """A console on standard output; it colours nothing by guessing, and shows control characters instead of obeying.
 
-    return Console(highlight=False, emoji=False, markup=False)
+    Names of tensors, operators and labels come from files that anybody may have written.
+    """
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+
+    class Visible(Console):
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else Segment(visible(segment.text, keep="\n"), segment.style)
+
+    return Visible(highlight=False, emoji=False, markup=False)
+
+
+def visible(text: str, keep: str = "") -> str:
+    """The text with control characters, those in `keep` apart, as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char in keep else repr(char)[1:-1] for char in text)
 
 
 def print_json(document: Mapping[str, object]) -> None:

@@ -63,6 +63,9 @@ def captured() -> Iterator[Streams]:
                 _write_traceback(error, file)
                 raise
     except ConversionError as error:
+        if log.stat().st_size == 0:
+            log.unlink()
+            raise
         raise LoggedError(log, _tail(log)) from error
     except EdgeoptError:
         log.unlink()
@@ -135,4 +138,5 @@ def _descriptor_of(stream: TextIO) -> int | None:
 
 def _tail(log: Path) -> tuple[str, ...]:
     with log.open(encoding="utf-8", errors="replace") as file:
-        return tuple(deque((line.rstrip() for line in file if line.strip()), TAIL_LINES))
+        # Python underlines parts of a traceback's lines; out of their context these say nothing.
+        return tuple(deque((line.rstrip() for line in file if line.strip(" ^~\n")), TAIL_LINES))

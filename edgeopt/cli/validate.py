@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from edgeopt.cli.console import JsonFlag, bundle_document, missed_checks, print_json, stdout, work
+from edgeopt.config_keys import MOST_THREADS
 from edgeopt.errors import GateError
 
 
@@ -22,7 +23,7 @@ def validate(
             show_default=False,
         ),
     ] = None,
-    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Threads when timing.")] = 1,
+    threads: Annotated[int, typer.Option(metavar="N", min=1, max=MOST_THREADS, help="Threads when timing.")] = 1,
     json: JsonFlag = False,
 ) -> None:
     """Verify every hash of a bundle and run every check again, on this machine.

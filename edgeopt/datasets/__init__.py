@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from edgeopt.datasets.base import Dataset
+from edgeopt.datasets.base import Dataset, MapStyle
 from edgeopt.datasets.declared import check_preprocessing, dump_preprocessing, load_preprocessing
 from edgeopt.datasets.subset import Subset, select
 from edgeopt.datasets.transform import Preprocessor
 from edgeopt.errors import DataError, UsageError
 from edgeopt.types import Preprocessing, TensorSpec
+from edgeopt.user_code import load_user_object
 
 __all__ = [
+    "DataSource",
     "Dataset",
     "Preprocessor",
     "Subset",
@@ -23,14 +26,18 @@ __all__ = [
     "select",
 ]
 
+#: What `open_dataset` opens: a spec, an object with __len__ and __getitem__, or an iterable that can start anew.
+DataSource = str | MapStyle | Iterable[object]
+
 FORMS = "a folder, or a .csv, .npz, .npy, .jsonl, .jsonl.gz or .txt file, or file.py:factory"
 
 
-def open_dataset(spec: str, inputs: tuple[TensorSpec, ...], preprocessing: Preprocessing | None) -> Dataset:
+def open_dataset(spec: DataSource, inputs: tuple[TensorSpec, ...], preprocessing: Preprocessing | None) -> Dataset:
     """Open a data set and check that its first sample fits the model.
 
     Args:
-        spec: path of a folder or file, `file.py:factory` or `package.module:factory`; see docs/datasets.md.
+        spec: path of a folder or file, `file.py:factory` or `package.module:factory`; see docs/datasets.md. From
+            Python also what such a factory would return.
         inputs: the model's inputs.
         preprocessing: what the model declares; None takes arrays as they are and derives what to do with pictures.
 
@@ -40,19 +47,19 @@ def open_dataset(spec: str, inputs: tuple[TensorSpec, ...], preprocessing: Prepr
     preprocessing = resolve_preprocessing(spec, inputs, preprocessing)
     dataset = _open(spec, inputs, preprocessing, Preprocessor(preprocessing, inputs))
     if len(dataset) == 0:
-        raise DataError("is empty", where=spec)
+        raise DataError("is empty", where=spec if isinstance(spec, str) else type(spec).__name__)
     dataset[0]
     return dataset
 
 
 def resolve_preprocessing(
-    spec: str, inputs: tuple[TensorSpec, ...], preprocessing: Preprocessing | None
+    spec: DataSource, inputs: tuple[TensorSpec, ...], preprocessing: Preprocessing | None
 ) -> Preprocessing | None:
     """What `open_dataset` applies: the declared preprocessing, or what a picture's way into the input must be.
 
     Raises UsageError when `spec` holds files to decode and the input's shape doesn't tell how.
     """
-    if preprocessing is not None or not _is_media(Path(spec).expanduser()):
+    if preprocessing is not None or not isinstance(spec, str) or not _is_media(Path(spec).expanduser()):
         return preprocessing
     from edgeopt.datasets.image import default_preprocessing
 
@@ -60,15 +67,19 @@ def resolve_preprocessing(
 
 
 def _open(
-    spec: str, inputs: tuple[TensorSpec, ...], preprocessing: Preprocessing | None, preprocess: Preprocessor
+    spec: DataSource, inputs: tuple[TensorSpec, ...], preprocessing: Preprocessing | None, preprocess: Preprocessor
 ) -> Dataset:
+    if not isinstance(spec, str):
+        from edgeopt.datasets.factory import in_memory, open_factory
+
+        return open_factory(in_memory(spec), inputs, preprocessing, preprocess)
     path = Path(spec).expanduser()
     if not path.exists():
         if ":" not in spec:
             raise UsageError("no such data set", where=spec, fix=f"give {FORMS}")
         from edgeopt.datasets.factory import open_factory
 
-        return open_factory(spec, inputs, preprocessing, preprocess)
+        return open_factory(load_user_object(spec, "factory"), inputs, preprocessing, preprocess)
     if _is_media(path):
         from edgeopt.datasets.media import open_media
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from edgeopt.types import Sample
 
@@ -30,3 +30,11 @@ class Dataset(Protocol):
     def fingerprint(self) -> str:
         """SHA-256 over what identifies the content (relative names and file contents, or array bytes); no paths."""
         ...
+
+
+@runtime_checkable
+class MapStyle(Protocol):
+    """Items by index, as a torch `Dataset`, a list and the like have them; not yet samples."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> object: ...

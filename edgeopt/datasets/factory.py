@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from typing import Protocol, runtime_checkable
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sized
 
+from edgeopt.datasets.base import MapStyle
 from edgeopt.datasets.indexed import IndexedDataset, digest_arrays
 from edgeopt.datasets.items import ItemReader
 from edgeopt.datasets.transform import Preprocessor, as_array
-from edgeopt.datasets.user_code import failing_as, load_factory
 from edgeopt.errors import DataError
 from edgeopt.types import Preprocessing, Sample, TensorSpec
+from edgeopt.user_code import UserObject
 
 
-@runtime_checkable
-class MapStyle(Protocol):
-    """A torch `Dataset`, a list, and the like."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> object: ...
+def in_memory(data: MapStyle | Iterable[object]) -> UserObject:
+    """An object of a Python program in the place of the factory that would have made it."""
+    return UserObject(type(data).__name__, "", sys.modules[__name__], lambda: data)
 
 
 def open_factory(
-    spec: str, inputs: tuple[TensorSpec, ...], preprocessing: Preprocessing | None, preprocess: Preprocessor
+    factory: UserObject, inputs: tuple[TensorSpec, ...], preprocessing: Preprocessing | None, preprocess: Preprocessor
 ) -> IndexedDataset:
-    """Call the factory. Raises UsageError or DataError with one line when it isn't there or fails."""
-    factory = load_factory(spec)
-    made = factory()
+    """Call the factory. Raises UsageError or DataError with one line when that fails or gives no data set."""
+    made = factory.call("the factory failed", DataError)
     reader = ItemReader(inputs, preprocessing, preprocess, _class_names(made))
     if isinstance(made, MapStyle) and not isinstance(made, Mapping | str) and not _is_torch_stream(made):
-        return MapDataset(spec, made, reader)
+        return MapDataset(factory, made, reader)
     if isinstance(made, Iterable) and not isinstance(made, Mapping | str):
-        return StreamDataset(spec, made, factory, reader)
+        if isinstance(made, Iterator) and factory.call("the factory failed", DataError) is made:
+            raise DataError(
+                "is an iterator, which can be read only once",
+                where=factory.where,
+                fix="give an iterable that starts anew each time, or an object with __len__ and __getitem__",
+            )
+        return StreamDataset(factory, made, reader)
     raise DataError(
         f"the factory returned a {type(made).__name__}",
-        where=spec,
+        where=factory.where,
         fix="return an object with __len__ and __getitem__, or an iterable",
     )
 
@@ -42,8 +45,8 @@ def open_factory(
 class FactoryDataset(IndexedDataset):
     """What both kinds share: names, and labels as the first item has them."""
 
-    def __init__(self, spec: str, made: object, reader: ItemReader) -> None:
-        self._spec = spec
+    def __init__(self, factory: UserObject, made: object, reader: ItemReader) -> None:
+        self._factory = factory
         self._reader = reader
         self._class_names = _class_names(made)
         self._is_labelled: bool | None = None
@@ -66,20 +69,20 @@ class FactoryDataset(IndexedDataset):
 class MapDataset(FactoryDataset):
     """Items by index. A `targets` attribute, as torchvision's data sets have it, tells labels without loading."""
 
-    def __init__(self, spec: str, made: MapStyle, reader: ItemReader) -> None:
-        super().__init__(spec, made, reader)
+    def __init__(self, factory: UserObject, made: MapStyle, reader: ItemReader) -> None:
+        super().__init__(factory, made, reader)
         self._items = made
         targets = getattr(made, "targets", None)
-        array = None if targets is None else as_array(targets, f"{spec}, targets")
+        array = None if targets is None else as_array(targets, f"{factory.where}, targets")
         is_classes = array is not None and array.ndim == 1 and array.dtype.kind in "iu" and len(array) == len(self)
         self._targets = array if is_classes else None
 
     def __len__(self) -> int:
-        with failing_as("len() failed", self._spec):
+        with self._factory.running("len() failed", DataError):
             return len(self._items)
 
     def _load(self, index: int) -> Sample:
-        with failing_as(f"item {index} failed", self._spec):
+        with self._factory.running(f"item {index} failed", DataError):
             item = self._items[index]
         return self._reader.read(item, index)
 
@@ -92,9 +95,8 @@ class StreamDataset(FactoryDataset):
 
     is_sequential = True
 
-    def __init__(self, spec: str, made: Iterable[object], factory: Callable[[], object], reader: ItemReader) -> None:
-        super().__init__(spec, made, reader)
-        self._factory = factory
+    def __init__(self, factory: UserObject, made: Iterable[object], reader: ItemReader) -> None:
+        super().__init__(factory, made, reader)
         self._made: object = made
         self._length = _length_of(made)
         self._stream: Iterator[object] = iter(())
@@ -117,16 +119,16 @@ class StreamDataset(FactoryDataset):
             self._position += 1
             if self._position == index + 1:
                 return self._reader.read(item, index)
-        raise DataError(f"ended after {self._position} of {len(self)} items", where=self._spec)
+        raise DataError(f"ended after {self._position} of {len(self)} items", where=self._factory.where)
 
     def _pass(self) -> Iterator[object]:
         """The items from the first one on."""
-        made = self._factory() if self._made is None else self._made
+        made = self._factory.call("the factory failed", DataError) if self._made is None else self._made
         # One pass uses an iterator up; everything else can be iterated again.
         self._made = None if isinstance(made, Iterator) else made
         if not isinstance(made, Iterable):
-            raise DataError(f"the factory returned a {type(made).__name__} this time", where=self._spec)
-        with failing_as("the stream failed", self._spec):
+            raise DataError(f"the factory returned a {type(made).__name__} this time", where=self._factory.where)
+        with self._factory.running("the stream failed", DataError):
             yield from made
 
 

@@ -153,11 +153,14 @@ def _write_recipe(quantizer: aeq.Quantizer, scheme: Scheme, kept: Sequence[str])
 
 
 def _statistics(ranges: Mapping[str, Range] | None) -> dict[str, dict[str, Array]] | None:
-    """Ranges in ai-edge-quantizer's form ("quantization statistics values"); constants need none."""
+    """Ranges in ai-edge-quantizer's form ("quantization statistics values"); constants need none.
+
+    Scalars without dimensions: those it can give to a constant of any rank that shares an activation's scale.
+    """
     if ranges is None:
         return None
     return {
-        name: {"min": np.array([r.min], np.float32), "max": np.array([r.max], np.float32)} for name, r in ranges.items()
+        name: {"min": np.array(r.min, np.float32), "max": np.array(r.max, np.float32)} for name, r in ranges.items()
     }
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from edgeopt.errors import ConversionError
 from edgeopt.exporter.onnx_graph import clean
+from edgeopt.exporter.onnx_rewrite import gemms_as_products
 from edgeopt.types import Scheme
 
 if TYPE_CHECKING:
@@ -19,18 +20,34 @@ DYNAMIC_TYPES = ("MatMul", "Gemm")
 
 
 def to_float16(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Weights and arithmetic in float16; inputs and outputs stay float32."""
-    from onnxruntime.transformers.float16 import convert_float_to_float16
+    """Weights and arithmetic in float16; inputs, outputs and operators without a float16 form stay float32."""
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
+    blocked = [*DEFAULT_OP_BLOCK_LIST, *_without_float16(proto)]
     try:
-        result: onnx.ModelProto = convert_float_to_float16(_copy(proto), keep_io_types=True)
+        result: onnx.ModelProto = convert_float_to_float16(_copy(proto), keep_io_types=True, op_block_list=blocked)
         OnnxModel(result).topological_sort()  # the converter appends its casts at the end
     # A graph rewriter that asserts and raises whatever it meets.
     except Exception as error:
         raise ConversionError(f"the conversion to float16 failed: {error}") from error
     clean(result)
     return result
+
+
+def _without_float16(proto: onnx.ModelProto) -> list[str]:
+    """Types of the graph's operators that ONNX defines for float32, but not for float16 (Celu)."""
+    import onnx
+
+    opset = max(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
+    types = {node.op_type for node in proto.graph.node if node.domain in ("", "ai.onnx")}
+    lacking = []
+    for type_ in sorted(types):
+        # The inputs decide: optional outputs, such as LayerNormalization's mean, have types of their own.
+        read = [parameter.types for parameter in onnx.defs.get_schema(type_, opset).inputs]
+        if any("tensor(float)" in kinds and "tensor(float16)" not in kinds for kinds in read):
+            lacking.append(type_)
+    return lacking
 
 
 def to_dynamic_int8(
@@ -40,7 +57,7 @@ def to_dynamic_int8(
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    prepared = _copy(proto)
+    prepared = gemms_as_products(proto)
     # Says that shapes were inferred and the graph simplified, without which ONNX Runtime logs advice to do so.
     prepared.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
     excluded = [node.name for node in proto.graph.node if exempt(node)]

@@ -14,11 +14,11 @@ Everything else, and everything exempted, stays float.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-from edgeopt.exporter.onnx_rewrite import attributes, constants_of, number
+from edgeopt.exporter.onnx_rewrite import attributes, captured_names, constants_of, number
 from edgeopt.formats.onnx import tensor_types
 
 if TYPE_CHECKING:
@@ -241,24 +241,3 @@ class Plan:
             if derived:
                 found.update(node.output)
         return frozenset(found)
-
-
-def captured_names(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
-    """Names that the bodies of If, Loop and Scan read; they must stay what they are."""
-    import onnx
-
-    for node in nodes:
-        for attribute in node.attribute:
-            for body in (
-                (attribute.g, *attribute.graphs)
-                if attribute.type
-                in (
-                    onnx.AttributeProto.GRAPH,
-                    onnx.AttributeProto.GRAPHS,
-                )
-                else ()
-            ):
-                for inner in body.node:
-                    yield from inner.input
-                yield from (output.name for output in body.output)
-                yield from captured_names(body.node)

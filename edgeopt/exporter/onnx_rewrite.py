@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,6 +39,27 @@ def number(node: onnx.NodeProto, attribute: str, default: float) -> float:
     return float(value) if isinstance(value, int | float) else default
 
 
+def captured_names(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
+    """Names that the bodies of If, Loop and Scan read; they must stay what they are."""
+    import onnx
+
+    for node in nodes:
+        for attribute in node.attribute:
+            for body in (
+                (attribute.g, *attribute.graphs)
+                if attribute.type
+                in (
+                    onnx.AttributeProto.GRAPH,
+                    onnx.AttributeProto.GRAPHS,
+                )
+                else ()
+            ):
+                for inner in body.node:
+                    yield from inner.input
+                yield from (output.name for output in body.output)
+                yield from captured_names(body.node)
+
+
 def for_int8(proto: onnx.ModelProto, exempt: Callable[[onnx.NodeProto], bool]) -> onnx.ModelProto:
     """A copy in which what has no int8 kernel, but an equivalent that has, is replaced by it.
 
@@ -63,6 +84,48 @@ def for_int8(proto: onnx.ModelProto, exempt: Callable[[onnx.NodeProto], bool]) -
             nodes.append(node)
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
+    return copy
+
+
+def gemms_as_products(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which Gemm(x, W, b) is MatMul(x, W) + b, under the Gemm's name, with W transposed where that was asked.
+
+    ONNX Runtime's dynamic quantizer does the same, but transposes a weight that two of them share twice, and forgets
+    which ones were to stay float.
+    """
+    import onnx
+    from onnx import helper, numpy_helper
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    graph = copy.graph
+    constants = constants_of(graph)
+    transposed: dict[str, str] = {}
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        weight = constants.get(node.input[1]) if node.op_type == "Gemm" else None
+        scaled = any(number(node, factor, 1) != 1 for factor in ("alpha", "beta"))
+        if weight is None or scaled or number(node, "transA", 0):
+            nodes.append(node)
+            continue
+        name, output = node.input[1], node.output[0]
+        if number(node, "transB", 0):
+            if name not in transposed:
+                transposed[name] = f"{name}_transposed"
+                array = np.ascontiguousarray(weight.T)
+                graph.initializer.append(numpy_helper.from_array(array, transposed[name]))
+            name = transposed[name]
+        biased = len(node.input) > 2 and bool(node.input[2])
+        product = f"{output}_product" if biased else output
+        nodes.append(helper.make_node("MatMul", [node.input[0], name], [product], name=node.name))
+        if biased:
+            nodes.append(helper.make_node("Add", [product, node.input[2]], [output], name=f"{node.name}_bias"))
+    del graph.node[:]
+    graph.node.extend(nodes)
+    read = {name for node in nodes for name in node.input}.union(captured_names(nodes), (o.name for o in graph.output))
+    kept = [i for i in graph.initializer if i.name in read or i.name not in transposed]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
     return copy
 
 

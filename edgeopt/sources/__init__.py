@@ -31,13 +31,17 @@ class Loader(Protocol):
     def load(self, source: str, options: SourceOptions) -> Model: ...
 
 
-def load_model(source: str, options: SourceOptions) -> Model:
-    """Load a trained model.
+def load_model(source: str | ModelSpec, options: SourceOptions) -> Model:
+    """Load a trained model: what the string names, or what a Python program holds in memory.
 
     Raises:
         UsageError: the source, its weights or the declared inputs are wrong.
         MissingError: a package that this kind of source needs is not installed, or the hub can't be reached.
     """
+    if isinstance(source, ModelSpec):
+        from edgeopt.sources.spec import load_spec
+
+        return load_spec(source, options)
     module_path = _loader_for(source)
     if options.weights is not None and module_path != "edgeopt.sources.factory":
         raise UsageError("--weights goes with a Python factory; this source holds its own weights", where=source)

@@ -7,32 +7,17 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from edgeopt.errors import EdgeoptError, UsageError
-from edgeopt.sources import adapter
 from edgeopt.sources.base import ModelSpec, SourceOptions
-from edgeopt.sources.build import build, freeze
 from edgeopt.sources.digest import sha256_of
-from edgeopt.sources.signature import DTYPES, fits, spec_of
+from edgeopt.sources.spec import model_of
 from edgeopt.sources.weights import load_weights
-from edgeopt.types import Array, Model, StepRecord, TensorSpec
-
-if TYPE_CHECKING:
-    import torch
-
-    from edgeopt.sources.base import ExampleTensor
-
-HOW_TO_DECLARE = (
-    "declare each with --input NAME=DTYPE[d0,d1,...], for example --input x=float32[1,3,224,224], "
-    "or return edgeopt.sources.ModelSpec(module, example_inputs=...) from the factory"
-)
+from edgeopt.types import Model
 
 
 def load(source: str, options: SourceOptions) -> Model:
@@ -43,28 +28,14 @@ def load(source: str, options: SourceOptions) -> Model:
         spec = _call(python_module, factory_name, source)
         if options.weights is not None:
             load_weights(spec.module, options.weights)
-        freeze(spec.module)
-        examples = _examples(spec, source)
-        inputs = options.inputs or spec.inputs or _specs_from(examples, source)
         code = _code_file(python_module, source)
-        record = StepRecord(
-            "load",
-            {
-                "source": "python",
-                "class": type(spec.module).__name__,
-                "weights": options.weights.suffix.removeprefix(".") if options.weights else None,
-            },
-        )
-        return build(
-            spec.module,
+        weights = options.weights.suffix.removeprefix(".") if options.weights else None
+        return model_of(
+            spec,
             options,
-            name=spec.name or f"{location.removesuffix('.py').replace('/', '.').rpartition('.')[2]}-{factory_name}",
-            inputs=inputs,
-            examples=_matching(examples, inputs, is_override=bool(options.inputs)),
-            output_names=spec.outputs,
-            preprocessing=spec.preprocessing,
-            labels=tuple(spec.labels),
-            record=record,
+            name=f"{location.removesuffix('.py').replace('/', '.').rpartition('.')[2]}-{factory_name}",
+            where=source,
+            weights=weights,
             sha256=sha256_of([code, options.weights]) if options.weights else sha256_of([code], spec.module),
         )
 
@@ -161,58 +132,3 @@ def _code_file(python_module: ModuleType, source: str) -> Path:
     if file is None:
         raise UsageError("has no source file to identify it by", where=source)
     return Path(file)
-
-
-def _examples(spec: ModelSpec, source: str) -> dict[str, Array] | None:
-    """The factory's examples under the inputs' names."""
-    import torch
-
-    given = spec.example_inputs
-    if given is None:
-        return None
-    if isinstance(given, Mapping):
-        return {str(name): _array(value, f"example input {name!r}") for name, value in given.items()}
-    values = [given] if isinstance(given, torch.Tensor | np.ndarray) else list(given)
-    names = [s.name for s in spec.inputs] if spec.inputs else _positional_names(spec.module, len(values))
-    if len(names) != len(values):
-        raise UsageError(f"gives {len(values)} example inputs, but declares {len(names)} inputs", where=source)
-    return {name: _array(value, f"example input {name!r}") for name, value in zip(names, values, strict=True)}
-
-
-def _positional_names(module: torch.nn.Module, count: int) -> list[str]:
-    names, _ = adapter.forward_parameters(module)
-    return [names[i] if i < len(names) else f"input_{i}" for i in range(count)]
-
-
-def _array(value: ExampleTensor, where: str) -> Array:
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        if value.dtype == torch.bfloat16:
-            raise UsageError("is bfloat16", where=where, fix="use float32")
-        array: Array = value.numpy()
-    elif isinstance(value, np.ndarray):
-        array = value
-    else:
-        raise UsageError(f"is a {type(value).__name__}", where=where, fix="give a torch tensor or a NumPy array")
-    if array.dtype.name not in DTYPES:
-        raise UsageError(f"is {array.dtype.name}", where=where, fix=f"use one of {', '.join(DTYPES)}")
-    return array
-
-
-def _specs_from(examples: dict[str, Array] | None, source: str) -> tuple[TensorSpec, ...]:
-    if not examples:
-        raise UsageError("the factory returned a module without its inputs", where=source, fix=HOW_TO_DECLARE)
-    return tuple(spec_of(name, array) for name, array in examples.items())
-
-
-def _matching(
-    examples: dict[str, Array] | None, inputs: tuple[TensorSpec, ...], *, is_override: bool
-) -> dict[str, Array] | None:
-    """The factory's examples, unless the user declared other inputs than they are for."""
-    if examples is None or set(examples) != {spec.name for spec in inputs}:
-        return None
-    if is_override and not all(fits(spec, examples[spec.name]) for spec in inputs):
-        return None
-    return {spec.name: examples[spec.name] for spec in inputs}

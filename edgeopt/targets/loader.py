@@ -23,7 +23,7 @@ def _off_is_none(value: object) -> object:
 
 
 Fraction = Annotated[Annotated[float, Field(ge=0, le=1)] | None, BeforeValidator(_off_is_none)]
-Positive = Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_off_is_none)]
+Positive = Annotated[Annotated[float, Field(gt=0, le=1e12)] | None, BeforeValidator(_off_is_none)]
 Decibels = Annotated[float | None, BeforeValidator(_off_is_none)]
 
 
@@ -88,7 +88,7 @@ def load(name_or_path: str) -> Target:
         platform=form.platform,
         format=form.format,
         runtimes=tuple(form.runtimes),
-        device=form.device,
+        device=_beside(path, form.device),
         scheme=Scheme(**form.scheme.model_dump()),
         estimator=EstimatorSpec(name=form.calibration.estimator, percentile=form.calibration.percentile),
         gates=Gates(
@@ -104,6 +104,11 @@ def load(name_or_path: str) -> Target:
     )
 
 
+def _beside(path: Path, device: str) -> str:
+    """A device given as a path starts from the target's file, as `extends` does; a name stays a name."""
+    return str(path.parent / device) if "/" in device or device.endswith(".toml") else device
+
+
 def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     """A file's keys laid over those of the target that it extends; tables are merged key by key."""
     data = read_toml(path)
@@ -115,7 +120,7 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"must be a target's name or file, got {base!r}", where=where)
     if SLUG.fullmatch(base) is None or base.endswith(".toml"):
         base = str(path.parent / base)  # beside the file that says so, not beside whoever runs edgeopt
-    base_path = find_file("target", base, DIRECTORY)
+    base_path = find_file("target", base, DIRECTORY, where)
     chain = (*seen, path.resolve())
     if base_path.resolve() in chain:
         raise ConfigError("a target can't extend itself", where=where)

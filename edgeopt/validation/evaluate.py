@@ -59,7 +59,11 @@ def evaluate(
     for sample in samples:
         _refuse_nan(sample.inputs, f"sample {sample.name!r}, input", "mend or remove that sample")
         expected = reference.run(sample.inputs)
-        _refuse_nan(expected, f"what the float model makes of sample {sample.name!r}, output", "its weights or its arithmetic are broken")
+        _refuse_nan(
+            expected,
+            f"what the float model makes of sample {sample.name!r}, output",
+            "its weights or its arithmetic are broken",
+        )
         found = candidate.run(sample.inputs)
         fidelity.update(expected, found)
         if metrics is not None:

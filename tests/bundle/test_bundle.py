@@ -19,6 +19,7 @@ from onnx import TensorProto, helper
 from edgeopt.bundle import BundleContents, GoldenVector, open_bundle, write_bundle
 from edgeopt.device_profiles import load_device
 from edgeopt.errors import TamperedError, UsageError
+from edgeopt.report_file import seal
 from edgeopt.targets import load_target
 from edgeopt.types import (
     Artifact,
@@ -145,12 +146,14 @@ def test_manifest_lists_every_other_file(made: BundleContents, tmp_path: Path) -
 
 
 def test_a_bundle_without_twin_labels_and_preprocessing(made: BundleContents, tmp_path: Path) -> None:
-    bare = replace(made, float_artifact=None, golden=(), model=replace(made.model, labels=(), preprocessing=None))
+    bare = replace(
+        made, float_artifact=None, golden=made.golden[:1], model=replace(made.model, labels=(), preprocessing=None)
+    )
     write_bundle(tmp_path / "b", bare)
     loaded = open_bundle(tmp_path / "b")
     assert loaded.float_path is None
-    assert list(loaded.golden()) == []
-    assert sorted(tree(tmp_path / "b")) == ["README.md", "check.py", "manifest.json", "model.onnx", "report.json"]
+    files = [name for name in sorted(tree(tmp_path / "b")) if not name.startswith("golden")]
+    assert files == ["README.md", "check.py", "manifest.json", "model.onnx", "report.json"]
     assert "without declared preprocessing" in (tmp_path / "b" / "README.md").read_text()
 
 
@@ -161,8 +164,12 @@ def test_arrays_of_every_kind_come_back(made: BundleContents, tmp_path: Path) ->
         "A_b": np.arange(6, dtype=">i4").reshape(2, 3).T,
         "ä": np.array([np.nan, np.inf], np.float16),
     }
-    vector = GoldenVector(arrays, {}, {}, None)
-    write_bundle(tmp_path / "b", replace(made, golden=(vector,)))
+    inputs = tuple(
+        SignatureTensor(name, name, array.shape, array.dtype.name, array.dtype.name) for name, array in arrays.items()
+    )
+    artifact = replace(made.artifact, signature=replace(made.artifact.signature, inputs=inputs))
+    vector = replace(made.golden[0], inputs=arrays)
+    write_bundle(tmp_path / "b", replace(made, artifact=artifact, golden=(vector,)))
     (loaded,) = open_bundle(tmp_path / "b").golden()
     for name, array in arrays.items():
         np.testing.assert_array_equal(loaded.inputs[name], array)
@@ -273,14 +280,59 @@ def test_check_script_fails_on_a_damaged_file(made: BundleContents, tmp_path: Pa
 
 
 def edit_manifest(bundle: Path, change: Callable[[dict[str, object]], object]) -> None:
-    """Change the manifest as a careful forger would: report.json's binding is renewed."""
+    """Change the manifest as a careful forger would: report.json's binding and hash are renewed."""
     manifest = json.loads((bundle / "manifest.json").read_text())
     change(manifest)
     text = json.dumps(manifest)
     (bundle / "manifest.json").write_text(text)
     report = json.loads((bundle / "report.json").read_text())
     report["manifest_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    report["sha256"] = seal(report)
     (bundle / "report.json").write_text(json.dumps(report))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(golden=[]), "has no golden vectors"),
+        (lambda m: m["golden"][0].update(inputs={}), "has inputs in golden vector 0 that are not those"),
+        (lambda m: m["golden"][0].update(reference={}), "has a reference in golden vector 0"),
+        (lambda m: m["target_definition"].update(runtimes=[]), "names no runtime"),
+        (lambda m: m.update(format="litert"), "is for 'android-onnx-int8' \\(litert\\), its target_definition for"),
+        (lambda m: m.update(golden_tolerance=2), "has the golden_tolerance 2"),
+        (lambda m: m["float_twin"]["signature"].update(outputs=[]), "no outputs"),
+        (lambda m: m["model"]["signature"]["inputs"][0].update(permutation=[5, 6]), "transposes the tensor 'image'"),
+        (
+            lambda m: m["model"]["signature"]["outputs"][0].update(quantization={"scale": [], "zero_point": []}),
+            "quantizes the tensor 'scores'",
+        ),
+        (lambda m: m.update(status="failed"), "report.json: says 'passed', and manifest.json 'failed'"),
+    ],
+)
+def test_a_forged_manifest_that_contradicts_itself(
+    made: BundleContents, tmp_path: Path, change: Callable[[dict], object], message: str
+) -> None:
+    write_bundle(tmp_path / "b", made)
+    edit_manifest(tmp_path / "b", change)
+    with pytest.raises(TamperedError, match=message):
+        open_bundle(tmp_path / "b")
+
+
+def test_a_changed_report_is_noticed(made: BundleContents, tmp_path: Path) -> None:
+    write_bundle(tmp_path / "b", made)
+    report = tmp_path / "b" / "report.json"
+    report.write_text(report.read_text().replace('"passed": true', '"passed": false', 1))
+    with pytest.raises(TamperedError, match=r"report.json: was changed"):
+        open_bundle(tmp_path / "b")
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [("float64", "float32"), ("uint16", "int64")])
+def test_labels_of_any_numeric_type_are_kept(made: BundleContents, tmp_path: Path, dtype: str, stored: str) -> None:
+    vector = replace(made.golden[0], label=np.array([1, 2], dtype))
+    write_bundle(tmp_path / "b", replace(made, golden=(vector,)))
+    label = next(open_bundle(tmp_path / "b").golden()).label
+    assert isinstance(label, np.ndarray)
+    assert (label.dtype, label.tolist()) == (stored, [1, 2])
 
 
 def rename_model(manifest: dict, name: str) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from edgeopt.bundle import destination, prepare_output
 from edgeopt.bundle.destination import replace_directory
-from edgeopt.errors import UsageError
+from edgeopt.errors import EdgeoptError
 
 MANIFEST = '{"kind": "edgeopt-bundle", "schema_version": 1, "files": {"model": {}}}'
 
@@ -79,7 +79,7 @@ def test_a_failure_removes_the_parents_that_it_made(tmp_path: Path) -> None:
     ],
 )
 def test_what_the_file_system_refuses_is_one_line(tmp_path: Path, code: int, problem: str) -> None:
-    with pytest.raises(UsageError, match=problem):
+    with pytest.raises(EdgeoptError, match=problem):
         fail_while_writing(tmp_path / "dist" / "b", OSError(code, os.strerror(code)))
     assert names(tmp_path) == []
 
@@ -87,7 +87,7 @@ def test_what_the_file_system_refuses_is_one_line(tmp_path: Path, code: int, pro
 def test_a_disk_that_fills_up_only_when_it_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr(destination.os, "fsync", Mock(side_effect=full))
-    with pytest.raises(UsageError, match="no space left"):
+    with pytest.raises(EdgeoptError, match="no space left"):
         put(tmp_path / "b", "new")
     assert names(tmp_path) == []
 
@@ -153,13 +153,13 @@ def test_never_replaces_what_it_did_not_write(tmp_path: Path) -> None:
             case "added":
                 put(final, "ours")
                 (final / "notes.txt").write_text("mine")
-        with pytest.raises(UsageError, match=f"{name}: is in the way"):
+        with pytest.raises(EdgeoptError, match=f"{name}: is in the way"):
             prepare_output(final)
 
 
 def test_notes_added_while_the_new_bundle_was_made_are_not_lost(tmp_path: Path) -> None:
     put(tmp_path / "b", "old")
-    with pytest.raises(UsageError, match="in the way"), replace_directory(tmp_path / "b"):
+    with pytest.raises(EdgeoptError, match="in the way"), replace_directory(tmp_path / "b"):
         (tmp_path / "b" / "notes.txt").write_text("mine")
     assert (tmp_path / "b" / "notes.txt").read_text() == "mine"
     assert names(tmp_path) == ["b"]
@@ -175,12 +175,12 @@ def test_accepts_new_places_and_empty_folders(tmp_path: Path) -> None:
 
 def test_a_parent_that_is_a_file_or_not_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="file: is not a directory"):
+    with pytest.raises(EdgeoptError, match="file: is not a directory"):
         prepare_output(tmp_path / "file" / "b")
-    with pytest.raises(UsageError, match="file"):
+    with pytest.raises(EdgeoptError, match="file"):
         put(tmp_path / "file" / "b", "new")
     monkeypatch.setattr(destination.os, "access", Mock(return_value=False))
-    with pytest.raises(UsageError, match="is not writable"):
+    with pytest.raises(EdgeoptError, match="is not writable"):
         prepare_output(tmp_path / "b")
 
 
@@ -192,11 +192,11 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(destination.__file__).parents[2])!r})
 from edgeopt.bundle.destination import replace_directory
-from edgeopt.errors import UsageError
+from edgeopt.errors import EdgeoptError
 try:
     with replace_directory(Path({str(tmp_path)!r}) / "dist" / "b") as directory:
         (directory / "model").write_bytes(bytes(1 << 20))
-except UsageError as error:
+except EdgeoptError as error:
     print(error.line(), list(Path({str(tmp_path)!r}).iterdir()))
 """
     mount = f'mount -t tmpfs -o size=64k none {tmp_path} || exit 77; exec {sys.executable} -c "$SCRIPT"'

@@ -126,7 +126,7 @@ def test_streams_are_read_forwards_once_per_pass(tmp_path: Path) -> None:
                 yield np.array([i, 0], "float32"), i % 10
         """
     dataset = made_by(tmp_path, code)
-    passes = sys.modules[[m for m in sys.modules if m.startswith("_edgeopt_dataset_mine")][-1]].passes
+    passes = sys.modules[[m for m in sys.modules if m.startswith("_edgeopt_user_mine")][-1]].passes
     subset = select(dataset, 20, 0)
     assert list(subset.indices) == sorted(subset.indices)
     before = len(passes)
@@ -194,7 +194,7 @@ def test_factories_that_are_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "mine.py").write_text("def data(): ...\ndef other(): ...\nfrom pathlib import Path\n")
     (tmp_path / "broken.py").write_text("import nowhere_to_be_found\n")
     for spec, message in [
-        ("mine.py:date", r"has no function 'date'; it has data, other$"),
+        ("mine.py:date", r"has no factory 'date'; did you mean 'data'\?$"),
         ("gone.py:data", r"gone.py: no such file"),
         ("no_such_package.data:make", r"no module named 'no_such_package'"),
         ("broken.py:data", r"running the file failed at broken.py:1: ModuleNotFoundError"),

@@ -8,10 +8,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 import edgeopt
 from edgeopt.config import config_of
 from edgeopt.pipeline import compare, export, validate
+from edgeopt.sources import ModelSpec
 from edgeopt.types import Bundle
 
 pytestmark = pytest.mark.e2e
@@ -178,6 +181,23 @@ def test_several_inputs_and_a_dict_of_outputs(source: Path, tmp_path: Path, targ
     steps = [step["step"] for step in manifest["history"]]
     assert "calibrate" in steps
     assert steps[0] == "load"
+
+
+def test_a_module_and_data_at_hand(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.ReLU(), torch.nn.Linear(64, 4))
+    data = TensorDataset(torch.randn(48, 16), torch.arange(48) % 4)
+    bundle = edgeopt.export(
+        ModelSpec(net, example_inputs=torch.randn(1, 16), name="at-hand"),
+        target="android-onnx-int8",
+        calibration=data,
+        evaluation=DataLoader(data, batch_size=None),
+        output_dir=tmp_path,
+        min_speedup="off",
+    )
+    assert bundle.path == tmp_path / "at-hand-android-onnx-int8"
+    assert bundle.report.evaluation["samples"] == 48
+    assert {"top1", "agreement", "sqnr_db"} <= {m.name for m in bundle.report.measurements}
 
 
 def test_a_missed_gate_still_writes_the_bundle(source: Path, tmp_path: Path) -> None:
