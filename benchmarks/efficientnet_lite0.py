@@ -9,7 +9,6 @@ Vendor files that an earlier run left in WORK_DIR are taken as they are.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -24,9 +23,10 @@ from edgeopt.pipeline import export
 from edgeopt.plan import load, open_data, plan_jobs, with_example
 from edgeopt.runtimes import load_runtime
 from edgeopt.runtimes.pytorch import open_source
-from edgeopt.types import Bundle, Model, Sample
+from edgeopt.types import Array, Bundle, Sample
 from edgeopt.validation.benchmark import TimedFile, benchmark_pair
 from edgeopt.validation.evaluate import Evaluation, evaluate
+from edgeopt.validation.golden import Replay
 from edgeopt.validation.metrics import load_metric
 
 #: Our target -> the vendor routes to hold it against, with the suffix of what they write.
@@ -59,6 +59,9 @@ def main(work: Path) -> None:
     assert data.calibration is not None
     calibration = [dict(sample.inputs) for sample in data.calibration]
     example = torch.zeros(1, 3, 224, 224)
+    samples = list(data.evaluation)
+    with open_source(model, 2) as source:
+        expected = [source.run(sample.inputs) for sample in samples]
     rows: list[str] = []
     for target, rivals in RIVALS.items():
         for route, suffix in rivals:
@@ -66,21 +69,22 @@ def main(work: Path) -> None:
             assert model.module is not None
             if not path.exists():
                 build(route, model.module, example, calibration, path)
-            rows += _rows(bundles[target], route, path, model, iter(data.evaluation))
+            rows += _rows(bundles[target], route, path, samples, expected)
     figures = {(m.name, m.subject): m.value for m in bundles["android-int8"].report.measurements}
     print(HEADER.format(fp32=100 * figures["top1", "float"]))
     print("\n".join(dict.fromkeys(rows)))
 
 
-def _rows(bundle: Bundle, route: str, rival: Path, model: Model, samples: Iterator[Sample]) -> list[str]:
+def _rows(
+    bundle: Bundle, route: str, rival: Path, samples: list[Sample], expected: list[dict[str, Array]]
+) -> list[str]:
     """One row for our file and one for the rival's, timed in turns in one process."""
     ours = bundle.path / f"model{rival.suffix}"
     summary = summarize(rival)
     runtime = RUNTIME_OF[summary.format]
     own_signature = open_bundle(bundle.path).signature
     signature = in_terms_of(own_signature, summary.signature, str(rival))
-    evaluation_set = list(samples)
-    inputs = evaluation_set[0].inputs
+    inputs = samples[0].inputs
     measured = benchmark_pair(
         TimedFile("ours", ours, own_signature, runtime, inputs),
         TimedFile("rival", rival, signature, runtime, inputs),
@@ -92,8 +96,8 @@ def _rows(bundle: Bundle, route: str, rival: Path, model: Model, samples: Iterat
         ("ours", f"**edgeopt {bundle.target}**", ours, own_signature),
         ("rival", f"vendor: {route}", rival, signature),
     ):
-        with open_source(model, 2) as source, load_runtime(runtime).open(path, terms, 2) as session:
-            quality = evaluate(source, session, evaluation_set, load_metric("top1"))
+        with load_runtime(runtime).open(path, terms, 2) as session:
+            quality = evaluate(Replay(terms, expected), session, samples, load_metric("top1"))
         latency = figures["latency_ms", subject]
         assert latency.spread is not None
         ratio = figures["speedup", "ours"].value if subject == "rival" else 1.0

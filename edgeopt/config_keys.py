@@ -18,7 +18,7 @@ ESTIMATORS = ("min-max", "percentile", "entropy", "mse")
 #: No limit that anybody means is above this; keeps MB in bytes an integer.
 LARGEST = 1e12
 #: More threads than any machine that edgeopt runs on has cores; starting them takes minutes.
-MOST_THREADS = 256
+MOST_THREADS = 64
 _PATH_SUFFIXES = frozenset(
     {".py", ".pt2", ".onnx", ".keras", ".h5", ".npz", ".npy", ".jsonl", ".gz", ".csv", ".txt", ".toml", ".json"}
 )

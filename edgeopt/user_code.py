@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 
 from edgeopt.errors import EdgeoptError, UsageError
+
+#: Folders whose code is not what the user has to mend: edgeopt itself and the standard library.
+_NOT_THE_USERS = (f"{Path(__file__).parent}{os.sep}", f"{Path(os.__file__).parent}{os.sep}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +141,12 @@ def _message(error: Exception | SystemExit) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """ " at net.py:7": the innermost line that is not ours and not the import system's."""
+    """ " at net.py:7": the innermost line of the user's own, not of ours or of a library that it called."""
     if isinstance(error, SyntaxError) and error.filename is not None:
         return f" at {Path(error.filename).name}:{error.lineno}"
     place = ""
     for file, line in _frames(error.__traceback__):
-        if file != __file__ and not file.startswith("<frozen"):
+        if not file.startswith(("<frozen", *_NOT_THE_USERS)) and "/site-packages/" not in file:
             place = f" at {Path(file).name}:{line}"
     return place
 

@@ -27,6 +27,8 @@ _ZERO_STEP = 2.0**-12
 _MASK = 1e9
 #: Share of the values on one exact, non-zero extreme that is worth a finding.
 _SATURATED = 0.3
+#: A pile on one bound alone is a background (of a picture, of padding); what was cut off piles up on both (or at zero).
+_BOTH_SIDES = 0.2
 #: Halves of the data differ wildly when the mean of their samples' extremes moves by more than this share of the span
 #: of both, or when one spans this many times as much as the other.
 _HALVES_SHIFT, _HALVES_SPAN = 0.5, 2.0
@@ -194,9 +196,9 @@ def _worries(tensor: _Tensor) -> list[tuple[str, str]]:
     if max(-tensor.lo, tensor.hi) >= _MASK:
         reach = tensor.lo if -tensor.lo > tensor.hi else tensor.hi
         found.append(("mask-like-activation", f"reaches {reach:.3g} as attention masks do; keep its layer in float"))
-    for bound, count in ((tensor.lo, tensor.at_lo), (tensor.hi, tensor.at_hi)):
-        share = count / tensor.counted
-        if bound != 0.0 and share >= _SATURATED:
+    shares = [count / tensor.counted for count in (tensor.at_lo, tensor.at_hi)]
+    for bound, share in zip((tensor.lo, tensor.hi), shares, strict=True):
+        if bound != 0.0 and share >= _SATURATED and min(shares) >= _BOTH_SIDES:
             found.append(("saturated-activation", f"{share:.0%} of its values lie exactly on its bound {bound:g}"))
     if message := _halves_worry(*tensor.sums):
         found.append(("activation-halves-differ", message))

@@ -9,7 +9,7 @@ from pathlib import Path
 from edgeopt.errors import ConversionError, UsageError
 from edgeopt.exporter import litert_convert, litert_quantize
 from edgeopt.exporter.base import QuantizationRequest
-from edgeopt.formats.litert import summarize
+from edgeopt.formats.litert import readable, summarize
 from edgeopt.types import (
     Artifact,
     Dim,
@@ -61,7 +61,7 @@ class LiteRTExporter:
         kept = litert_quantize.quantize(float_artifact.path, float_artifact.signature, request, path)
         scheme = request.scheme
         artifact = _artifact(path, scheme.precision, model, (*float_artifact.history, _record(request)), ())
-        reasons = {k.tensor: k.reason for k in kept}
+        reasons = {readable(k.tensor): k.reason for k in kept}
         return replace(artifact, unquantized_ops=_unquantized(summarize(path), scheme, reasons))
 
 
@@ -164,6 +164,8 @@ def _unquantized(summary: FileSummary, scheme: Scheme, reasons: dict[str, str]) 
 
 def _reason(kind: str, scheme: Scheme) -> str:
     if litert_quantize.has_recipe(kind, scheme.activations):
+        if scheme.activations == "dynamic":
+            return "its weights are not constant: both operands are activations"
         return "ai-edge-quantizer found no int8 form for these inputs"
     if scheme.activations == "dynamic":
         return "dynamic quantization covers matrix products, convolutions and embeddings only"

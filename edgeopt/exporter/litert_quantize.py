@@ -65,6 +65,8 @@ def quantize(
     ]
     ranges: dict[str, Range] | None = None
     if request.calibration is not None:
+        # Nothing can be observed in there: the bodies of loops and reductions run inside one operator.
+        kept += [KeptFloat(op.outputs[0], "inside another operator") for g in graphs[1:] for op in g.ops if op.outputs]
         observed = _observe(source, signature, graphs[0], request.scheme, request.calibration, {k.tensor for k in kept})
         ranges = observed.ranges
         kept += [KeptFloat(t, f"reaches {reach:.3g} as attention masks do") for t, reach in observed.masks.items()]

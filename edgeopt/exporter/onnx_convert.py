@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from edgeopt.errors import ConversionError
 from edgeopt.exporter.onnx_graph import clean
-from edgeopt.exporter.onnx_rewrite import gemms_as_products
+from edgeopt.exporter.onnx_rewrite import attributes, captured_names, gemms_as_products
 from edgeopt.types import Scheme
 
 if TYPE_CHECKING:
@@ -22,15 +22,16 @@ DYNAMIC_TYPES = ("MatMul", "Gemm")
 def to_float16(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Weights and arithmetic in float16; inputs, outputs and operators without a float16 form stay float32."""
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
-    from onnxruntime.transformers.onnx_model import OnnxModel
 
     blocked = [*DEFAULT_OP_BLOCK_LIST, *_without_float16(proto)]
     try:
-        result: onnx.ModelProto = convert_float_to_float16(_copy(proto), keep_io_types=True, op_block_list=blocked)
-        OnnxModel(result).topological_sort()  # the converter appends its casts at the end
+        result: onnx.ModelProto = convert_float_to_float16(
+            _copy(proto), keep_io_types=True, op_block_list=blocked, node_block_list=_swapped_before_products(proto)
+        )
     # A graph rewriter that asserts and raises whatever it meets.
     except Exception as error:
         raise ConversionError(f"the conversion to float16 failed: {error}") from error
+    _sort(result.graph)  # the converter appends its casts at the end
     clean(result)
     return result
 
@@ -48,6 +49,24 @@ def _without_float16(proto: onnx.ModelProto) -> list[str]:
         if any("tensor(float)" in kinds and "tensor(float16)" not in kinds for kinds in read):
             lacking.append(type_)
     return lacking
+
+
+def _swapped_before_products(proto: onnx.ModelProto) -> list[str]:
+    """Names of Transposes that move the first axis of what a MatMul reads (sequence-first attention).
+
+    In float16 they make ONNX Runtime's MatmulTransposeFusion crash the process; they cost the same in float32.
+    """
+    multiplied = {name for node in proto.graph.node if node.op_type == "MatMul" for name in node.input}
+    return [
+        node.name
+        for node in proto.graph.node
+        if node.op_type == "Transpose" and node.output[0] in multiplied and _moves_first_axis(node)
+    ]
+
+
+def _moves_first_axis(node: onnx.NodeProto) -> bool:
+    order = attributes(node).get("perm")
+    return not isinstance(order, list) or order[0] != 0  # without an order all axes are reversed
 
 
 def to_dynamic_int8(
@@ -77,8 +96,30 @@ def to_dynamic_int8(
         # A graph rewriter that asserts and raises whatever it meets.
         except Exception as error:
             raise ConversionError(f"dynamic quantization failed: {error}") from error
+    _sort(result.graph)  # the quantizer's own order forgets what the bodies of loops read
     clean(result)
     return result
+
+
+def _sort(graph: onnx.GraphProto) -> None:
+    """Put every node behind those that make what it or its body reads; otherwise the order stays."""
+    waiting = list(graph.node)
+    unmade = {name for node in waiting for name in node.output}
+    ordered: list[onnx.NodeProto] = []
+    while waiting:
+        blocked: list[onnx.NodeProto] = []
+        for node in waiting:
+            if unmade.isdisjoint((*node.input, *captured_names([node]))):
+                ordered.append(node)
+                unmade.difference_update(node.output)
+            else:
+                blocked.append(node)
+        if len(blocked) == len(waiting):  # a cycle, which onnx.checker will name
+            ordered += blocked
+            break
+        waiting = blocked
+    del graph.node[:]
+    graph.node.extend(ordered)
 
 
 def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -140,6 +140,8 @@ class Plan:
             return Role.RESCALE
         if node.op_type == "HardSigmoid" and number(node, "alpha", 0.2) <= 0:
             return None  # its slope becomes a scale, which is positive
+        if node.op_type == "AveragePool" and number(node, "ceil_mode", 0):
+            return None  # the int8 kernel divides by the whole window where that hangs over the edge
         if node.op_type in UNARY_JOINS | BINARY_JOINS:
             return Role.JOIN
         if node.op_type in CLIPS:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeopt.calibration.ranges import Range
-from edgeopt.exporter.onnx_plan import UNIT_RANGE, Plan, Role, captured_names
-from edgeopt.exporter.onnx_rewrite import constants_of, number
+from edgeopt.exporter.onnx_plan import UNIT_RANGE, Plan, Role
+from edgeopt.exporter.onnx_rewrite import captured_names, constants_of, number
 from edgeopt.types import Array, Scheme
 
 if TYPE_CHECKING:

@@ -64,6 +64,8 @@ def for_int8(proto: onnx.ModelProto, exempt: Callable[[onnx.NodeProto], bool]) -
     """A copy in which what has no int8 kernel, but an equivalent that has, is replaced by it.
 
     - HardSwish(x) = x * HardSigmoid(x; 1/6, 1/2).
+    - AveragePool with ceil_mode = one with as much padding, which isn't counted, at the end of each axis: the int8
+      kernel divides by the whole window where that hangs over the edge.
     - The mean over height and width of a 4-D tensor = GlobalAveragePool, squeezed where the mean drops dimensions.
     """
     import onnx
@@ -71,13 +73,16 @@ def for_int8(proto: onnx.ModelProto, exempt: Callable[[onnx.NodeProto], bool]) -
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     constants = constants_of(copy.graph)
-    ranks = _ranks(copy)
+    shapes = _shapes(copy)
+    ranks = {name: len(shape) for name, shape in shapes.items()}
     nodes: list[onnx.NodeProto] = []
     for node in copy.graph.node:
         if exempt(node):
             nodes.append(node)
         elif node.op_type == "HardSwish":
             nodes += _split_hardswish(node)
+        elif node.op_type == "AveragePool" and number(node, "ceil_mode", 0):
+            nodes.append(_padded_pool(node, shapes.get(node.input[0], ())))
         elif node.op_type == "ReduceMean" and _is_spatial(node, constants, ranks):
             nodes += _pool(node, copy.graph)
         else:
@@ -163,9 +168,49 @@ def _pool(node: onnx.NodeProto, graph: onnx.GraphProto) -> Iterable[onnx.NodePro
     ]
 
 
-def _ranks(proto: onnx.ModelProto) -> dict[str, int]:
+def _padded_pool(node: onnx.NodeProto, shape: tuple[int, ...]) -> onnx.NodeProto:
+    """The same pooling without ceil_mode; the node itself where sizes are unknown or its own padding counts."""
+    from onnx import helper
+
+    given = attributes(node)
+    kernel, spatial = _integers(given, "kernel_shape", ()), shape[2:]
+    rank = len(kernel)
+    strides, pads = _integers(given, "strides", (1,) * rank), _integers(given, "pads", (0,) * 2 * rank)
+    plain = given.get("auto_pad", b"NOTSET") == b"NOTSET" and set(_integers(given, "dilations", (1,))) == {1}
+    counted = any(pads) and bool(given.get("count_include_pad", 0))
+    if not plain or counted or len(spatial) != rank or not all(spatial):
+        return node
+    ends = []
+    for axis, (size, window, stride) in enumerate(zip(spatial, kernel, strides, strict=True)):
+        start, end = pads[axis], pads[rank + axis]
+        steps = -(-(size + start + end - window) // stride)
+        if steps * stride >= size + start:  # no window begins in the padding at the end
+            steps -= 1
+        ends.append(max(steps * stride + window - size - start, 0))
+    return helper.make_node(
+        "AveragePool",
+        node.input,
+        node.output,
+        name=node.name,
+        kernel_shape=kernel,
+        strides=strides,
+        pads=(*pads[:rank], *ends),
+    )
+
+
+def _integers(given: Mapping[str, object], name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    value = given.get(name, default)
+    return tuple(int(v) for v in value) if isinstance(value, list | tuple) else default
+
+
+def _shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Shape by tensor name, 0 for what is unknown or dynamic; tensors of unknown rank are absent."""
     import onnx
 
     graph = onnx.shape_inference.infer_shapes(proto).graph
     infos = (*graph.value_info, *graph.input, *graph.output)
-    return {v.name: len(v.type.tensor_type.shape.dim) for v in infos if v.type.tensor_type.HasField("shape")}
+    return {
+        v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim)
+        for v in infos
+        if v.type.tensor_type.HasField("shape")
+    }

@@ -181,7 +181,7 @@ def _operator(
     inputs = [tensors[i] for i in _indices(operator.InputsAsNumpy())]
     outputs = [tensors[i] for i in _indices(operator.OutputsAsNumpy())]
     return OpInfo(
-        name=_readable(outputs[0].name) if outputs else "",
+        name=readable(outputs[0].name) if outputs else "",
         type=kind,
         dtype=_compute_dtype(kind, inputs, outputs),
         delegate=None,
@@ -199,7 +199,7 @@ def _compute_dtype(kind: str, inputs: list[_Tensor], outputs: list[_Tensor]) -> 
     return dtype
 
 
-def _readable(name: str) -> str:
+def readable(name: str) -> str:
     """A tensor's name with litert-torch's own form reduced to the layer path.
 
     litert-torch writes "pkg.Net/torch.nn.modules.conv.Conv2d_conv1;2": every part is a class, then the attribute

@@ -321,7 +321,7 @@ def test_a_forged_manifest_that_contradicts_itself(
 def test_a_changed_report_is_noticed(made: BundleContents, tmp_path: Path) -> None:
     write_bundle(tmp_path / "b", made)
     report = tmp_path / "b" / "report.json"
-    report.write_text(report.read_text().replace('"passed": true', '"passed": false', 1))
+    report.write_text(report.read_text().replace('"status": "passed"', '"status": "failed"'))
     with pytest.raises(TamperedError, match=r"report.json: was changed"):
         open_bundle(tmp_path / "b")
 

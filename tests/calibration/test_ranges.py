@@ -240,6 +240,13 @@ def test_saturation_is_found_on_bounds_other_than_zero():
     assert "31% of its values lie exactly on its bound -1" in low.message
 
 
+def test_a_background_is_no_saturation():
+    rng = np.random.default_rng(0)
+    picture = np.where(rng.random(1000) < 0.5, -1.0, rng.uniform(-1.0, 1.0, 1000))
+    assert codes([picture] * 8) == []
+    assert codes([-picture] * 8) == []
+
+
 def test_halves_that_differ_are_found():
     rng = np.random.default_rng(0)
     samples = [rng.normal(size=100) * (1 if i < 8 else 6) for i in range(16)]

@@ -181,6 +181,33 @@ def test_relu_read_twice_before_it_is_kept() -> None:
     assert sqnr(run(proto, IMAGE)[0], run(result, IMAGE)[0]) > 30
 
 
+@pytest.mark.parametrize(("window", "stride", "pad"), [(64, 64, 0), (3, 2, 0), (3, 2, 1), (2, 3, 0)])
+def test_average_over_a_window_that_hangs_over_the_edge_stays_right(window: int, stride: int, pad: int) -> None:
+    # Regression: EfficientNet's pooler, whose window is far larger than its map, became all zeros in int8.
+    proto = graph(
+        [
+            node("Conv", ["x", "w"], "a", kernel_shape=[1, 1]),
+            node(
+                "AveragePool",
+                ["a"],
+                "p",
+                kernel_shape=[window] * 2,
+                strides=[stride] * 2,
+                pads=[pad] * 4,
+                ceil_mode=1,
+                count_include_pad=int(not pad),
+            ),
+            node("Conv", ["p", "w"], "y", kernel_shape=[1, 1]),
+        ],
+        {"x": [1, 8, 10, 10]},
+        ["y"],
+        {"w": np.eye(8, dtype=np.float32).reshape(8, 8, 1, 1)},
+    )
+    feed = {"x": IMAGE["x"] + 3}
+    np.testing.assert_allclose(run(for_int8(proto, lambda _: False), feed)[0], run(proto, feed)[0], rtol=1e-5)
+    assert sqnr(run(proto, feed)[0], run(quantized(proto, feed)[1], feed)[0]) > 30
+
+
 def test_exempt_layer_stays_float_with_its_own_weight() -> None:
     proto = mobile_block()
     plan, result = quantized(proto, IMAGE, exempt="project")

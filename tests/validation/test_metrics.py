@@ -167,5 +167,5 @@ def test_code_that_is_not_there_or_does_not_run(tmp_path):
         load_metric("no_such_module_here:f")
     broken = tmp_path / "broken.py"
     broken.write_text("1 / 0")
-    with pytest.raises(UsageError, match="running the file failed at broken.py:1: ZeroDivisionError"):
+    with pytest.raises(UsageError, match=r"running the file failed at broken\.py:1: ZeroDivisionError"):
         load_metric(f"{broken}:f")
