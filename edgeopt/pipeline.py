@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -18,6 +18,7 @@ from edgeopt.revalidation import validate
 from edgeopt.runtimes import load_runtime
 from edgeopt.runtimes.reference import open_reference
 from edgeopt.types import Artifact, Bundle, Finding, Model
+from edgeopt.validation.metrics import Metric
 from edgeopt.validation.prove import Subject, Terms, prove
 from edgeopt.workbench import Workbench
 
@@ -42,13 +43,14 @@ def export(config: RunConfig, progress: Progress | None = None) -> tuple[Bundle,
         prepare_output(bundle_path(config, model, job))
     model = with_preprocessing(config, model)
     data = open_data(config, model, jobs)
+    metric = metric_of(config, model, data.evaluation)
     findings = data.findings
     if data.calibration is not None:
         samples = progress.track(data.calibration, "Checking the data", len(data.calibration))
         findings = (*findings, *check_inputs(samples, model.inputs, len(data.calibration)))
     with TemporaryDirectory(prefix="edgeopt-") as folder:
         workbench = Workbench(model, data.calibration, config.keep_float, config.seed, Path(folder), progress)
-        return tuple(_build(job, config, model, data, findings, workbench, progress) for job in jobs)
+        return tuple(_build(job, config, model, data, metric, findings, workbench, progress) for job in jobs)
 
 
 def _build(
@@ -56,6 +58,7 @@ def _build(
     config: RunConfig,
     model: Model,
     data: Data,
+    metric: Callable[[], Metric] | None,
     findings: tuple[Finding, ...],
     workbench: Workbench,
     progress: Progress,
@@ -74,7 +77,7 @@ def _build(
         samples=lambda: iter(data.evaluation),
         count=len(data.evaluation),
         origin=data.origin,
-        metric=metric_of(config, model, data.evaluation),
+        metric=metric,
         gates=job.gates,
         required_gates=config.gates_set,
         advice=job.target.advice,

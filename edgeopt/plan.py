@@ -83,16 +83,26 @@ def plan_jobs(config: RunConfig) -> tuple[Job, ...]:
                 fix="give --calibration DATA (some hundred real inputs), or take a target that needs none, such as "
                 "android-int8-dynamic",
             )
-        for name in job.target.runtimes:
-            runtime = load_runtime(name)
-            if job.target.format not in runtime.formats:
-                raise ConfigError(
-                    f"makes {job.target.format}, which the runtime {name!r} does not run",
-                    where=f"target {job.target.name!r}",
-                )
-            if (reason := runtime.unavailable()) is not None:
-                raise MissingError(reason, where=f"target {job.target.name!r}")
+        _check_runtimes(job.target)
+    names = [job.target.name for job in jobs]
+    if doubled := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(
+            f"two targets are called {doubled!r}, and would write the same bundle", fix="rename one of the files"
+        )
     return jobs
+
+
+def _check_runtimes(target: Target) -> None:
+    where = f"target {target.name!r}"
+    for name in target.runtimes:
+        try:
+            runtime = load_runtime(name)
+        except ConfigError as error:
+            raise ConfigError(error.problem, where=where, fix=error.fix) from error
+        if target.format not in runtime.formats:
+            raise ConfigError(f"makes {target.format}, which the runtime {name!r} does not run", where=where)
+        if (reason := runtime.unavailable()) is not None:
+            raise MissingError(reason, where=where)
 
 
 def _job(name: str, config: RunConfig) -> Job:
@@ -210,15 +220,25 @@ def load(config: RunConfig) -> Model:
 
 
 def metric_of(config: RunConfig, model: Model, evaluation: Dataset) -> Callable[[], Metric] | None:
-    """The user's metric; else top-1 where the data has class indices and the model class scores; else none."""
+    """The user's metric; else top-1 where the data has class indices and the model class scores; else none.
+
+    Raises UsageError for an unknown metric, and when the user limits the accuracy drop where there is no metric.
+    """
     from edgeopt.validation.metrics import load_metric
 
     if config.metric is not None:
         return load_metric(config.metric)
-    if not evaluation.is_labelled or not isinstance(evaluation[0].label, int):
-        return None
+    has_classes = evaluation.is_labelled and isinstance(evaluation[0].label, int)
     has_scores = any(len(spec.shape) == 2 and spec.shape[-1] not in (0, 1) for spec in model.outputs)
-    return load_metric("top1") if has_scores else None
+    if has_classes and has_scores:
+        return load_metric("top1")
+    if config.max_accuracy_drop is not None:
+        raise UsageError(
+            "can't be measured: the evaluation data have no class labels, or the model no class scores",
+            where="max-accuracy-drop",
+            fix="give labelled data with --evaluation DATA, or name your own --metric file.py:function",
+        )
+    return None
 
 
 def _read_labels(path: Path) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from edgeopt.bundle import LoadedBundle, open_bundle
-from edgeopt.errors import MissingError
+from edgeopt.errors import MissingError, UsageError
 from edgeopt.progress import Progress, Silent
 from edgeopt.runtimes import load_runtime
 from edgeopt.runtimes.base import decode
@@ -37,6 +37,8 @@ def validate(
     progress = progress or Silent()
     loaded = open_bundle(bundle)
     runtime = load_runtime(loaded.target.runtimes[0])
+    if loaded.format not in runtime.formats:
+        raise UsageError(f"names {runtime.name} as the runtime of a {loaded.format} file", where=str(bundle))
     if (reason := runtime.unavailable()) is not None:
         raise MissingError(reason, where=str(bundle))
     progress.step("Running the golden vectors")

@@ -99,6 +99,15 @@ def test_a_users_target_with_a_wrong_runtime_is_refused(tmp_path: Path, runtime:
         plan_jobs(config_of({"model": "a.onnx", "target": [str(path)]}))
 
 
+def test_two_targets_of_one_name_are_refused(tmp_path: Path) -> None:
+    paths = [tmp_path / "mine.toml", tmp_path / "sub" / "mine.toml"]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text('extends = "android-onnx-fp32"\n')
+    with pytest.raises(ConfigError, match="two targets are called 'mine'"):
+        plan_jobs(config_of({"model": "a.onnx", "target": [str(path) for path in paths]}))
+
+
 def _data(model: Model, **options: object) -> Data:
     config = config_of({"model": "a.onnx", "target": ["android-onnx-int8"], **options})
     return open_data(config, model, plan_jobs(config))
@@ -143,6 +152,12 @@ def test_top1_is_the_default_for_classes_only(tmp_path: Path) -> None:
     assert metric_of(config, regressor, labelled) is None
     unlabelled = _data(_model(), calibration=_rows(tmp_path, 5, labelled=False)).evaluation
     assert metric_of(config, _model(), unlabelled) is None
+
+
+def test_a_limit_on_accuracy_needs_labels(tmp_path: Path) -> None:
+    unlabelled = _data(_model(), calibration=_rows(tmp_path, 5, labelled=False)).evaluation
+    with pytest.raises(UsageError, match=r"max-accuracy-drop: can't be measured.*--evaluation"):
+        metric_of(config_of({"model": "a.onnx", "max_accuracy_drop": 0.01}), _model(), unlabelled)
 
 
 def test_derived_preprocessing_travels_with_the_model(tmp_path: Path) -> None:

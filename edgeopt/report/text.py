@@ -91,13 +91,13 @@ def _checks(checks: Sequence[Check]) -> Padding:
 def _figures(report: Report) -> Padding:
     """What the file is compared with beside the file itself, one row per thing measured."""
     rows: dict[tuple[str, str, int | None], dict[str, Measurement]] = defaultdict(dict)
-    for measurement in report.measurements:
+    for measurement in (m for m in report.measurements if m.name != "speedup"):  # the change of the latency says it
         rows[measurement.name, measurement.runtime, measurement.threads][measurement.subject] = measurement
     subjects = {measurement.subject for measurement in report.measurements}
     own = _own_subject(report)
     other = next((subject for subject in ("float", "source") if subject in subjects - {own}), None)
     table = _table()
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for heading in (other, "shipped", "change") if other else ("measured",):
         table.add_column(heading, justify="right")
     for row in rows.values():
@@ -118,7 +118,7 @@ def _own_subject(report: Report) -> str:
 def _label(measurement: Measurement, report: Report) -> Text:
     """Name and thread count; below it how the figure was obtained, where that matters."""
     label = Text(title(measurement.name))
-    if measurement.threads is not None:
+    if measurement.threads is not None and measurement.unit == "ms":
         label.append(f", {measurement.threads} thread{'s' if measurement.threads != 1 else ''}")
     if measurement.threads is not None or measurement.spread is not None or measurement.provenance != "measured-host":
         label.append(f"\n{_provenance(measurement, report)}", style="dim")
@@ -134,7 +134,7 @@ def _provenance(measurement: Measurement, report: Report) -> str:
             place = "device"
         case other:
             place = other
-    if measurement.repetitions is not None:
+    if measurement.repetitions is not None and measurement.unit == "ms":
         place += f", median of {measurement.repetitions}"
     return place
 

@@ -22,7 +22,7 @@ from edgeopt.runtimes import RUNTIMES
 from edgeopt.types import Array, Artifact, Measurement, Signature
 from edgeopt.validation.worker import MEMORY_RUNS, FileRequest, Reply, Request
 
-BUDGET_S = 3.0
+BUDGET_S = 2.0
 TIMEOUT_S = 900.0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -180,4 +181,5 @@ def _provenance(evaluation: Evaluation | None, terms: Terms) -> dict[str, str | 
         "origin": terms.origin,
         "metric": evaluation.metric if evaluation else None,
         "threads": terms.threads,
+        "machine": platform.machine(),
     }

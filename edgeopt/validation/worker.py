@@ -33,7 +33,7 @@ ROUND_S = 0.03
 WARM_UP_S = 0.1
 MIN_ROUNDS, MAX_ROUNDS, MAX_INVOCATIONS = 3, 400, 1000
 #: Rounds stop early once the median is known this well (half its 95 % interval, relative), checked from this many on.
-SETTLED, SETTLED_ROUNDS = 0.005, 20
+SETTLED, SETTLED_ROUNDS = 0.01, 20
 
 MEMORY_RUNS = 5
 
