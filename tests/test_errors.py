@@ -125,7 +125,7 @@ def test_a_failed_conversion_shows_the_end_of_the_log(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["exprt"], "error: no such command 'exprt'. Did you mean 'export'?"),
+        (["exprt"], "error: no such command 'exprt'; did you mean 'export'?"),
         (
             ["export", "--max-acuracy-drop", "1"],
             "error: no such option: --max-acuracy-drop; did you mean --max-accuracy-drop?",

@@ -83,11 +83,12 @@ def test_a_closed_pipe_is_quiet(arguments: str, tmp_path: Path) -> None:
 
 def test_ctrl_c_is_one_line_and_130(tmp_path: Path) -> None:
     script = """
-import sys
+import signal, sys
 from types import ModuleType
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell starts with it ignored
 pipeline = ModuleType("edgeopt.pipeline")
 def export(config, progress):
-    import signal, os
+    import os
     os.write(2, b"noise")
     os.kill(os.getpid(), signal.SIGINT)
     import time; time.sleep(60)
