@@ -17,6 +17,7 @@ from edgeopt.targets import load_target
 from edgeopt.types import EstimatorSpec, Finding, Gates, Model, Sample, Scheme
 
 if TYPE_CHECKING:
+    from edgeopt.datasets import DataSource
     from edgeopt.datasets.base import Dataset
     from edgeopt.device_profiles.schema import DeviceProfile
     from edgeopt.targets.schema import Target
@@ -134,12 +135,15 @@ def with_preprocessing(config: RunConfig, model: Model) -> Model:
 
 def open_data(config: RunConfig, model: Model, jobs: tuple[Job, ...]) -> Data:
     """Open the data sets and choose the samples; the same seed always chooses the same ones."""
-    from edgeopt.datasets import open_dataset, select
+    from edgeopt.datasets import match_labels, open_dataset, select
+
+    def opened(spec: DataSource) -> Dataset:
+        return match_labels(open_dataset(spec, model.inputs, model.preprocessing), model.labels)
 
     calibration: Dataset | None = None
     rest: Dataset | None = None
     if config.calibration is not None:
-        source = open_dataset(config.calibration, model.inputs, model.preprocessing)
+        source = opened(config.calibration)
         chosen = select(source, config.num_calibration_samples, config.seed)
         if any(job.scheme.needs_calibration for job in jobs):
             calibration = chosen
@@ -147,7 +151,7 @@ def open_data(config: RunConfig, model: Model, jobs: tuple[Job, ...]) -> Data:
             count = config.num_evaluation_samples or HELD_OUT_SAMPLES
             rest = select(source, count, config.seed, exclude=frozenset(chosen.indices))
     if config.evaluation is not None:
-        evaluation = open_dataset(config.evaluation, model.inputs, model.preprocessing)
+        evaluation = opened(config.evaluation)
         return Data(calibration, select(evaluation, config.num_evaluation_samples, config.seed), "evaluation set", ())
     if rest is not None:
         return Data(calibration, rest, "held out of the calibration set", ())

@@ -81,10 +81,10 @@ def _metric(loaded: LoadedBundle, data: Dataset | None) -> Callable[[], Metric] 
 
 
 def _data(loaded: LoadedBundle, evaluation: str) -> Dataset:
-    from edgeopt.datasets import open_dataset
+    from edgeopt.datasets import match_labels, open_dataset
 
     specs = tuple(model_terms(tensor) for tensor in loaded.signature.inputs)
-    return open_dataset(evaluation, specs, loaded.preprocessing)
+    return match_labels(open_dataset(evaluation, specs, loaded.preprocessing), loaded.labels)
 
 
 def model_terms(tensor: SignatureTensor) -> TensorSpec:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeopt.exporter import load_exporter
-from edgeopt.exporter.base import CalibrationRun, QuantizationRequest
+from edgeopt.exporter.base import CalibrationRun, QuantizationRequest, check_keep_float
 from edgeopt.sources import as_torch
 from edgeopt.types import Artifact, EstimatorSpec, Finding, Format, Model, Sample, Scheme, StepRecord
 
@@ -21,7 +21,10 @@ NATIVE_FORMAT: dict[str, Format] = {"onnx": "onnx", "savedmodel": "litert", "ker
 
 
 class Workbench:
-    """Exports one model. Files lie below `directory`, which outlives the run only if the caller wants it to."""
+    """Exports one model. Files lie below `directory`, which outlives the run only if the caller wants it to.
+
+    Raises UsageError when a pattern of `keep_float` matches none of the model's layers.
+    """
 
     def __init__(
         self,
@@ -32,6 +35,7 @@ class Workbench:
         directory: Path,
         progress: Progress,
     ) -> None:
+        check_keep_float(model, keep_float)
         self.model = model
         self._calibration = calibration
         self._keep_float = keep_float

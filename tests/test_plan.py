@@ -121,6 +121,17 @@ def test_what_calibration_leaves_is_held_out(tmp_path: Path) -> None:
     assert used.isdisjoint(sample.name for sample in data.evaluation)
 
 
+def test_folders_are_matched_to_the_models_labels_by_name(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "a.png")
+    model = _model(inputs=(TensorSpec("image", (1, 3, 8, 8), "float32", "NCHW"),), labels=("dog", "cat"))
+    labels = {s.name: s.label for s in _data(model, calibration=str(tmp_path)).evaluation}
+    assert labels == {"cat/a.png": 1, "dog/a.png": 0}
+
+
 def test_the_seed_decides_which(tmp_path: Path) -> None:
     rows = _rows(tmp_path, 30)
     chosen = [

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edgeopt.datasets.base import Dataset, MapStyle
 from edgeopt.datasets.declared import check_preprocessing, dump_preprocessing, load_preprocessing
+from edgeopt.datasets.match import match_labels
 from edgeopt.datasets.subset import Subset, select
 from edgeopt.datasets.transform import Preprocessor
 from edgeopt.errors import DataError, UsageError
@@ -21,6 +22,7 @@ __all__ = [
     "check_preprocessing",
     "dump_preprocessing",
     "load_preprocessing",
+    "match_labels",
     "open_dataset",
     "resolve_preprocessing",
     "select",

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from edgeopt.types import WRAPPED_ATTRIBUTE, Artifact, EstimatorSpec, Finding, Format, Model, Sample, Scheme
+from edgeopt.errors import ConversionError, UsageError
+from edgeopt.formats.onnx import load, source_layer
+from edgeopt.types import (
+    WRAPPED_ATTRIBUTE,
+    Artifact,
+    EstimatorSpec,
+    Finding,
+    Format,
+    Model,
+    Precision,
+    Sample,
+    Scheme,
+    Signature,
+    StepRecord,
+    UnquantizedOp,
+)
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +99,67 @@ def layer_is_exempt(layer: str, patterns: Iterable[str]) -> bool:
     parts = strip_wrapper(layer).split(".")
     prefixes = [".".join(parts[: i + 1]) for i in range(len(parts))]
     return any(fnmatchcase(prefix, pattern) for pattern in patterns for prefix in prefixes)
+
+
+def check_keep_float(model: Model, patterns: Iterable[str]) -> None:
+    """Raises UsageError for a pattern that matches no layer. A TensorFlow graph, whose layers aren't known, passes."""
+    if model.module is not None:
+        layers = _module_layers(model.module)
+    elif model.native is not None and model.native.kind == "onnx":
+        nodes = load(model.native.path, weights=False).graph.node
+        # An ONNX target goes by scopes; a graph that is rebuilt in torch has layers named after its nodes.
+        layers = {source_layer(node) for node in nodes} | {re.sub(r"\W", "_", node.name) for node in nodes}
+    else:
+        return
+    for pattern in patterns:
+        if any(layer_is_exempt(layer, (pattern,)) for layer in layers):
+            continue
+        near = get_close_matches(pattern, sorted(layers - {""}), n=3, cutoff=0.0)
+        raise UsageError(
+            "matches no layer",
+            where=f"keep-float {pattern!r}",
+            fix=f"did you mean {' or '.join(map(repr, near))}?" if near else "the model has no layers with names",
+        )
+
+
+def _module_layers(module: torch.nn.Module) -> set[str]:
+    """Paths of all modules, and of those that only an exported program's operators remember."""
+    import torch
+
+    layers = set()
+    for path, part in module.named_modules():
+        layers.add(strip_wrapper(path))
+        if isinstance(part, torch.fx.GraphModule):
+            stacks = [node.meta.get("nn_module_stack") or {} for node in part.graph.nodes]
+            layers |= {str(name) for stack in stacks for name, _ in stack.values()}
+    return layers
+
+
+def make_artifact(
+    path: Path,
+    *,
+    format_: Format,
+    precision: Precision,
+    signature: Signature,
+    history: tuple[StepRecord, ...],
+    tools: Sequence[str],
+    unquantized: tuple[UnquantizedOp, ...] = (),
+) -> Artifact:
+    """Describe the file that was written; `tools` are the distributions that had a part in it.
+
+    Raises ConversionError when the file isn't there or is empty.
+    """
+    data = path.read_bytes() if path.is_file() else b""
+    if not data:
+        raise ConversionError("the converter wrote no file, or an empty one", where=str(path))
+    return Artifact(
+        path=path,
+        format=format_,
+        precision=precision,
+        signature=signature,
+        size_bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        history=history,
+        tools={name: version(name) for name in tools},
+        unquantized_ops=unquantized,
+    )

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeopt.errors import ConversionError
-from edgeopt.exporter.base import QuantizationRequest, layer_is_exempt
+from edgeopt.exporter.base import QuantizationRequest, layer_is_exempt, make_artifact
 from edgeopt.exporter.executorch_graph import dynamic_shapes, example_inputs, simplify
 from edgeopt.exporter.executorch_io import quantize_io
-from edgeopt.exporter.executorch_lowering import Lowered, capture, first_line, lower, quiet_vendor
+from edgeopt.exporter.executorch_lowering import Lowered, blame, capture, first_line, lower, quiet_vendor
 from edgeopt.exporter.executorch_observer import calibrate, observe_weights
 from edgeopt.exporter.executorch_quantizer import XnnpackQuantizer
 from edgeopt.formats.executorch import ProgramOp, read_program
@@ -133,9 +131,11 @@ def _quantize(program: ExportedProgram, model: Model, request: QuantizationReque
             observe_weights(prepared)
         converted: GraphModule = convert_pt2e(prepared)
     except (AssertionError, NotImplementedError, RuntimeError, ValueError) as error:
+        operator, layer = blame(program, error)
+        at = f" at the operator {operator}" if operator else ""
         raise ConversionError(
-            f"PT2E quantization failed: {first_line(error)}",
-            where=model.name,
+            f"PT2E quantization failed{at}: {first_line(error)}",
+            where=f"layer {layer!r}" if layer else model.name,
             fix="keep the layers involved in float (keep-float), or choose another format",
         ) from error
     return converted
@@ -171,17 +171,14 @@ def _artifact(
     steps: tuple[StepRecord, ...],
     unquantized: tuple[UnquantizedOp, ...],
 ) -> Artifact:
-    data = path.read_bytes()
-    return Artifact(
-        path=path,
-        format="executorch",
+    return make_artifact(
+        path,
+        format_="executorch",
         precision=precision,
         signature=_signature(model, path, io),
-        size_bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
         history=(*model.history, *steps),
-        tools={name: version(name) for name in _TOOLS},
-        unquantized_ops=unquantized,
+        tools=_TOOLS,
+        unquantized=unquantized,
     )
 
 

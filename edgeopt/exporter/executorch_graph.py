@@ -13,7 +13,8 @@ from edgeopt.types import Dim, Model, TensorSpec
 if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
-    from torch.fx import Graph, Node
+    from torch.fx import Graph, GraphModule, Node
+    from torch.fx.passes.infra.pass_base import PassResult
 
 
 def layer_of(node: Node) -> str:
@@ -175,6 +176,26 @@ def _keep_mean_dims(graph: Graph) -> None:
         node.replace_all_uses_with(flat)
         graph.erase_node(node)
         flat.name = node.name
+
+
+def own_every_dequantize(module: GraphModule) -> PassResult:
+    """Give every user of a dequantized tensor a dequantize of its own, in place. A pass over the edge dialect.
+
+    PT2E does so among the quantized users; more come from operators that are taken apart after it. Where a delegate
+    takes some users of a shared one and not others (of softplus's parts, say), its layout pass puts a copy behind the
+    shared one and fails on the tensor that leaves the delegate.
+    """
+    from torch.fx.passes.infra.pass_base import PassResult
+
+    graph = module.graph
+    shared = [n for n in graph.nodes if "dequantize_per_tensor" in str(n.target) and len(n.users) > 1]
+    for node in shared:
+        for user in list(node.users)[1:]:
+            with graph.inserting_before(user):
+                copy = graph.node_copy(node)
+            user.replace_input_with(node, copy)
+    module.recompile()
+    return PassResult(module, bool(shared))
 
 
 def _calls(graph: Graph, *names: str) -> Iterator[Node]:

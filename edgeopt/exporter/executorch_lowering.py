@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from edgeopt.errors import ConversionError
 from edgeopt.exporter.base import strip_wrapper
-from edgeopt.exporter.executorch_graph import layer_of, operator_name
+from edgeopt.exporter.executorch_graph import layer_of, operator_name, own_every_dequantize
 
 if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
-    from torch.fx import Graph
+    from torch.fx import Graph, Node
 
 _OPERATOR = re.compile(r"\b(aten|torchvision|torchaudio|prims|quantized_decomposed)(?:::|\.)(\w+)(?:\.(\w+))?")
 
@@ -71,7 +71,9 @@ def lower(program: ExportedProgram, path: Path) -> Lowered:
     from executorch.exir import to_edge_transform_and_lower
 
     try:
-        edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        edge = to_edge_transform_and_lower(
+            program, transform_passes=[own_every_dequantize], partitioner=[XnnpackPartitioner()]
+        )
         exported = edge.exported_program()
         handles = {n.meta["debug_handle"]: layer_of(n) for n in exported.graph.nodes if "debug_handle" in n.meta}
         blocks = [_layers(graph) for graph in _delegated_graphs(exported)]
@@ -174,10 +176,65 @@ def _named_operator(error: BaseException) -> str | None:
     return f"{match[1]}.{match[2]}" if match else None
 
 
+def blame(program: ExportedProgram, error: BaseException) -> tuple[str | None, str]:
+    """(operator, source layer) that a compiler's error is about; None and "" where nothing tells.
+
+    The message may name the operator, that of any error in the chain. Where it doesn't, the node that the failing
+    pass was looking at is among the variables of its frames.
+    """
+    chain = list(_chain(error))
+    for link in reversed(chain):
+        if (operator := _named_operator(link)) is not None and not _is_conversion(operator):
+            return operator, _layer_with(program, operator)
+    for link in reversed(chain):
+        if (node := _node_at_hand(link)) is not None:
+            match = _OPERATOR.search(str(node.target))
+            return f"{match[1]}.{match[2]}" if match else node.name, layer_of(node)
+    return None, ""
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, then what caused it, down to the first."""
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _node_at_hand(error: BaseException) -> Node | None:
+    """The operator that the innermost frame with one was at; in place of a (de)quantizer what is next to it."""
+    from torch.fx import Node
+
+    found = None
+    trace = error.__traceback__
+    while trace is not None:
+        nodes = [value for value in trace.tb_frame.f_locals.values() if isinstance(value, Node)]
+        found = next((near for node in reversed(nodes) if (near := _source_operator(node)) is not None), found)
+        trace = trace.tb_next
+    return found
+
+
+def _source_operator(node: Node) -> Node | None:
+    """The node itself, or the closest one upstream that is an operator of the model and not of the compiler's."""
+    while _is_conversion(str(node.target)) or not node.meta.get("nn_module_stack"):
+        if node.op != "call_function" or not node.all_input_nodes:
+            return None
+        node = node.all_input_nodes[0]
+    return node if node.op == "call_function" else None
+
+
+def _is_conversion(operator: str) -> bool:
+    return "quantized_decomposed" in operator
+
+
 def _lowering_error(program: ExportedProgram, error: Exception) -> ConversionError:
-    operator = _named_operator(error)
-    layer = _layer_with(program, operator) if operator else ""
-    problem = f"ExecuTorch can't take the operator {operator}" if operator else "ExecuTorch can't lower the model"
+    operator, layer = blame(program, error)
+    if operator is None:
+        problem = "ExecuTorch can't lower the model"
+    elif any(_named_operator(link) == operator for link in _chain(error)):
+        problem = f"ExecuTorch can't take the operator {operator}"
+    else:
+        problem = f"ExecuTorch fails at or next to the operator {operator}"
     return ConversionError(
         f"{problem} ({first_line(error)})",
         where=f"layer {layer!r}" if layer else "the model",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeopt.errors import ConversionError, MissingError
+from edgeopt.exporter import litert_graph
 from edgeopt.exporter.litert_names import layers_in, mark_layers, rename
 from edgeopt.types import Array, Dim, Model, NativeGraph, TensorSpec
 
@@ -84,8 +85,7 @@ def from_torch(model: Model, destination: Path) -> None:
     arguments = _example_arguments(model)
     dynamic_shapes = _dynamic_shapes(model.inputs)
     program = _trace(_adapt(model), arguments, dynamic_shapes, model)
-    _keep_spatial_reductions(program)
-    _infer_dynamic_sizes(program)
+    litert_graph.rewrite(program)
     output_layers = mark_layers(program.graph, _ADAPTED)
     try:
         with quiet():
@@ -183,50 +183,6 @@ def _trace(
             ) from error
         raise ConversionError(f"torch.export can't trace the model: {_first_line(error)}", where=model.name) from error
     return traced
-
-
-def _keep_spatial_reductions(program: torch.fx.GraphModule) -> None:
-    """Write global pooling in the one form that litert-torch keeps channel-last: a reduction that keeps dimensions.
-
-    For `x.mean((2, 3))` it would transpose the whole feature map back, and `AdaptiveAvgPool2d(1)` becomes an
-    as_strided that it can't lower with a dynamic batch.
-    """
-    import torch
-
-    aten = torch.ops.aten
-    reductions = (aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default)
-    for node in list(program.graph.nodes):
-        if node.target is aten.adaptive_avg_pool2d.default and list(node.args[1]) == [1, 1]:
-            node.target, node.args = aten.mean.dim, (node.args[0], [2, 3], True)
-        elif node.target in reductions and _drops_spatial_dimensions(node):
-            with program.graph.inserting_after(node):
-                squeeze = program.graph.call_function(aten.squeeze.dims, (node, [2, 3]))
-            squeeze.meta = dict(node.meta)
-            node.replace_all_uses_with(squeeze)
-            squeeze.args, node.args = (node, [2, 3]), (node.args[0], [2, 3], True)
-    program.recompile()
-
-
-def _infer_dynamic_sizes(program: torch.fx.GraphModule) -> None:
-    """Leave a reshape's one dynamic size to be inferred (-1): litert-torch can't reshape to a computed size."""
-    import torch
-
-    aten = torch.ops.aten
-    for node in program.graph.nodes:
-        if node.target not in (aten.view.default, aten.reshape.default, aten.flatten.using_ints):
-            continue
-        sizes = [size if isinstance(size, int) else -1 for size in node.meta["val"].shape]
-        if sizes.count(-1) == 1:
-            node.target, node.args = aten.reshape.default, (node.args[0], sizes)
-    program.recompile()
-
-
-def _drops_spatial_dimensions(reduction: torch.fx.Node) -> bool:
-    source, dims, keeps = (*reduction.args, *((None, False)[len(reduction.args) - 1 :]))[:3]
-    value = source.meta.get("val") if isinstance(source, type(reduction)) else None
-    if keeps or value is None or value.ndim != 4 or not isinstance(dims, (list, tuple)):
-        return False
-    return sorted(d % 4 for d in dims if isinstance(d, int)) == [2, 3]
 
 
 def _conversion_error(error: Exception, name: str, is_dynamic: bool) -> ConversionError:

@@ -15,6 +15,7 @@ from edgeopt.calibration.ranges import ActivationRanges, Range
 from edgeopt.errors import ConversionError, DataError
 from edgeopt.exporter.base import CalibrationRun, QuantizationRequest, layer_is_exempt
 from edgeopt.exporter.litert_convert import quiet
+from edgeopt.exporter.litert_rewrite import split_hardswish
 from edgeopt.formats.litert import ROOT, layer_of
 from edgeopt.types import Array, Sample, Scheme, Signature, SignatureTensor
 
@@ -70,10 +71,12 @@ def quantize(
         observed = _observe(source, signature, graphs[0], request.scheme, request.calibration, {k.tensor for k in kept})
         ranges = observed.ranges
         kept += [KeptFloat(t, f"reaches {reach:.3g} as attention masks do") for t, reach in observed.masks.items()]
+        ranges |= split_hardswish(model, {k.tensor for k in kept})
+    scopes = _scopes(graphs, kept)
     try:
         with quiet():
-            quantizer = aeq.Quantizer(str(source))
-            _write_recipe(quantizer, request.scheme, _scopes(graphs, kept))
+            quantizer = aeq.Quantizer(bytes(flatbuffer_utils.convert_object_to_bytearray(model)))
+            _write_recipe(quantizer, request.scheme, scopes)
             result = quantizer.quantize(_statistics(ranges), enable_progress_bar=False, enable_progress_report=False)
     except Exception as error:  # Every operator's rule raises its own type.
         raise ConversionError(f"ai-edge-quantizer failed: {error}", where=source.name) from error

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeopt.errors import ConversionError
-from edgeopt.exporter.base import QuantizationRequest, layer_is_exempt
+from edgeopt.exporter.base import QuantizationRequest, layer_is_exempt, make_artifact
 from edgeopt.exporter.onnx_calibrate import observe
 from edgeopt.exporter.onnx_convert import DYNAMIC_TYPES, to_dynamic_int8, to_float16
 from edgeopt.exporter.onnx_embedding import quantize_embeddings
@@ -146,17 +144,14 @@ def _artifact(
     history: tuple[StepRecord, ...],
     unquantized: tuple[UnquantizedOp, ...],
 ) -> Artifact:
-    data = path.read_bytes()
-    return Artifact(
-        path=path,
-        format="onnx",
+    return make_artifact(
+        path,
+        format_="onnx",
         precision=precision,
         signature=_signature(load(path, weights=False), model),
-        size_bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
         history=history,
-        tools={name: version(name) for name in TOOLS},
-        unquantized_ops=unquantized,
+        tools=TOOLS,
+        unquantized=unquantized,
     )
 
 

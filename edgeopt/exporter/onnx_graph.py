@@ -7,12 +7,13 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgeopt.errors import ConversionError
+from edgeopt.errors import ConversionError, MissingError
 from edgeopt.exporter.base import strip_wrapper
 from edgeopt.formats.onnx import load, source_layer
 from edgeopt.types import Array, Dim, Model, TensorSpec
@@ -73,6 +74,8 @@ def _raised(proto: onnx.ModelProto, model: Model) -> onnx.ModelProto:
 def _from_torch(model: Model, module: torch.nn.Module) -> onnx.ModelProto:
     import torch
 
+    if find_spec("onnxscript") is None:
+        raise MissingError("conversion from torch to ONNX needs the package 'onnxscript'", fix="pip install onnxscript")
     args = tuple(torch.from_numpy(np.array(a)) for a in _example(model))
     shapes = _dynamic_shapes(module, model.inputs)
     with warnings.catch_warnings():

@@ -82,7 +82,7 @@ def _loader_for(source: str) -> str:
             raise UsageError("is a Hugging Face directory", where=source, fix=f"write hf:{source}")
         raise UsageError("is a directory without a model", where=source, fix=f"give {WAYS}")
     for pattern, module_path in KINDS:
-        if re.fullmatch(pattern, source):
+        if re.fullmatch(pattern, source, re.DOTALL):  # a file's name may hold a newline
             return module_path
     if path.suffix in (".pt", ".pth", ".bin", ".safetensors", ".ckpt"):
         raise UsageError(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeopt.errors import UsageError
+from edgeopt.sources import adapter
 from edgeopt.sources.base import SourceOptions
 from edgeopt.sources.build import build, freeze, override
 from edgeopt.sources.digest import sha256_of
+from edgeopt.sources.observe import run
 from edgeopt.sources.pt2_archive import check_archive
-from edgeopt.sources.signature import dtype_of, fits
+from edgeopt.sources.signature import dtype_of, fits, synthesize
 from edgeopt.types import Array, Dim, Model, StepRecord, TensorSpec
 
 if TYPE_CHECKING:
@@ -34,15 +37,16 @@ def load(source: str, options: SourceOptions) -> Model:
     values = _input_values(program, names)
     found = tuple(_spec(program, name, value) for name, value in zip(names, values, strict=True))
     inputs = override(found, options.inputs, source)
-    module = _module(program)
+    examples = _examples(program, inputs) or synthesize(inputs)
+    module, outputs = _flat(program, inputs, examples, path.stem)
     freeze(module)
     return build(
         module,
         options,
         name=path.stem,
         inputs=inputs,
-        examples=_examples(program, inputs),
-        output_names=None,
+        examples=examples,
+        output_names=outputs,
         preprocessing=None,
         labels=(),
         record=StepRecord("load", {"source": "exported-program"}),
@@ -85,13 +89,36 @@ def _check_eval_mode(program: ExportedProgram, source: str) -> None:
             )
 
 
-def _module(program: ExportedProgram) -> torch.nn.Module:
-    module: torch.nn.Module = program.module(check_guards=False)
-    # torch forbids eval() on these, since it can't change what was traced. Nothing is left to change (see
-    # _check_eval_mode), and whoever gets a Model may call it.
-    for name in ("train", "eval"):
-        module.__dict__.pop(name, None)
-    return module
+def _flat(
+    program: ExportedProgram, inputs: tuple[TensorSpec, ...], examples: Mapping[str, Array], name: str
+) -> tuple[torch.nn.Module, tuple[str, ...]]:
+    """The program as a module that takes its inputs by position and returns a tuple of tensors; the outputs' names.
+
+    An adapter around it would do the same, but a tracer forgets the layers of an exported graph inside another module.
+
+    Raises UsageError when the program doesn't run on the examples or returns what is no tensor.
+    """
+    import torch
+    from torch.fx.graph import CodeGen
+    from torch.utils import _pytree as pytree
+
+    module = program.module(check_guards=False)
+    assert isinstance(module, torch.fx.GraphModule)
+
+    def call(*tensors: torch.Tensor) -> object:
+        arguments, keywords = pytree.tree_unflatten(tensors, program.call_spec.in_spec)
+        return module(*arguments, **keywords)
+
+    # Only the program's own module checks sizes against those that it was exported for.
+    result = run(call, inputs, examples, name)
+    leaves = {id(leaf): position for position, leaf in enumerate(pytree.tree_leaves(result))}
+    outputs = adapter.flatten(result)
+    flat = torch.fx.GraphModule(module, module.graph)
+    (output,) = [node for node in flat.graph.nodes if node.op == "output"]
+    output.args = (tuple(output.args[0][leaves[id(tensor)]] for _, tensor in outputs),)
+    flat.graph.set_codegen(CodeGen())
+    flat.recompile()
+    return flat, tuple(name for name, _ in outputs)
 
 
 def _input_names(program: ExportedProgram, source: str) -> list[str]:
@@ -134,11 +161,11 @@ def _dim(program: ExportedProgram, expression: str) -> Dim:
 def _examples(program: ExportedProgram, inputs: tuple[TensorSpec, ...]) -> dict[str, Array] | None:
     """The inputs that the program was exported with, where they are stored and fit."""
     import torch
+    from torch.utils._pytree import tree_leaves
 
     if program.example_inputs is None:
         return None
-    arguments, keywords = program.example_inputs
-    values = [value for value in (*arguments, *keywords.values()) if isinstance(value, torch.Tensor)]
+    values = [value for value in tree_leaves(program.example_inputs) if isinstance(value, torch.Tensor)]
     if len(values) != len(inputs):
         return None
     examples = {spec.name: value.detach().numpy() for spec, value in zip(inputs, values, strict=True)}

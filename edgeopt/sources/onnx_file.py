@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
-from edgeopt.errors import UsageError
+from edgeopt.errors import ConversionError, UsageError
 from edgeopt.sources.base import SourceOptions
 from edgeopt.sources.build import build_native, override
 from edgeopt.sources.digest import sha256_of
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 
 def load(source: str, options: SourceOptions) -> Model:
-    """Read an ONNX file's signature and run it once. Raises UsageError when it is corrupt or invalid."""
+    """Read an ONNX file's signature and run it once.
+
+    Raises UsageError when it is corrupt or invalid, ConversionError naming operator and node when it holds an operator
+    that nothing can run.
+    """
     path = Path(source)
     graph = read(path)
     inputs = override(_inputs(graph.model, source), options.inputs, source)
@@ -61,8 +65,34 @@ def read(path: Path) -> OnnxFile:
     try:
         onnx.checker.check_model(str(path))
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
-        raise UsageError(f"is not valid ONNX: {_first_line(error)}", where=str(path)) from error
+        raise _unknown(model, error) or UsageError(
+            f"is not valid ONNX: {_first_line(error)}", where=str(path)
+        ) from error
     return OnnxFile(model, external)
+
+
+def _unknown(model: onnx.ModelProto, error: Exception) -> ConversionError | None:
+    """The error for an operator that neither the standard nor ONNX Runtime knows; None where it is about another thing.
+
+    They say "No Op registered for Foo", "acme:Foo(-1) is not a registered function/op" and "Could not find an
+    implementation for Foo(1)", the node's name coming too late, or not at all.
+    """
+    found = re.search(
+        r"No Op registered for (?P<a>\w+)|(?P<b>\w+)\(-?\d+\) is not a registered"
+        r"|Could not find an implementation for (?P<c>\w+)\(-?\d+\)(?: node with name '(?P<name>[^']*)')?",
+        str(error),
+    )
+    if found is None:
+        return None
+    type_, name = found["a"] or found["b"] or found["c"], found["name"]
+    nodes = [node for node in _nodes(model.graph) if node.op_type == type_ and name in (None, node.name)]
+    domain = nodes[0].domain if nodes else ""
+    known_as = (nodes[0].name or next(iter(nodes[0].output), "")) if nodes else name
+    return ConversionError(
+        f"the operator {f'{domain}.{type_}' if domain else type_} is neither standard ONNX nor known to ONNX Runtime",
+        where=f"node {known_as!r}",
+        fix="export the model with standard operators in its place",
+    )
 
 
 def opset(model: onnx.ModelProto) -> int:
@@ -85,7 +115,10 @@ class Runner:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
             # ONNX Runtime raises classes of its native module, which share no public base.
-            raise UsageError(f"is refused by ONNX Runtime: {_first_line(error)}", where=str(path)) from error
+            import onnx
+
+            unknown = _unknown(onnx.load(path, load_external_data=False), error)
+            raise unknown or UsageError(f"is refused by ONNX Runtime: {_first_line(error)}", where=str(path)) from error
 
     def __call__(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         names = [output.name for output in self.session.get_outputs()]
@@ -175,6 +208,15 @@ def _tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
             for subgraph in (attribute.g, *attribute.graphs):
                 found.extend(_tensors(subgraph))
     return found
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Operators, those in subgraphs too."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for subgraph in (attribute.g, *attribute.graphs):
+                yield from _nodes(subgraph)
 
 
 def _first_line(error: BaseException) -> str:

@@ -239,6 +239,23 @@ def test_bert(tmp_path: Path, scheme: Scheme, limit: float) -> None:
     assert not any("FullyConnected" in name for name in reported)
 
 
+def test_softplus_between_int8_convolutions(tmp_path: Path) -> None:
+    """It is taken apart after quantization: its parts share a dequantize, and only some of them are delegated."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    data = [{"x": rng.standard_normal((1, 3, 8, 8), np.float32)} for _ in range(4)]
+    model = make(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.Softplus(), nn.Conv2d(8, 4, 3)),
+        (TensorSpec("x", (1, 3, 8, 8), "float32"),),
+        (TensorSpec("y", (1, 4, 4, 4), "float32"),),
+        data[0],
+    )
+    twin = ExecuTorchExporter().export_float(model, tmp_path)
+    artifact = ExecuTorchExporter().export_quantized(model, twin, QuantizationRequest(STATIC, run_of(data)), tmp_path)
+    assert sqnr(outputs_of(twin, data, "y"), outputs_of(artifact, data, "y")) > 30
+    assert {op.name.partition("/")[0] for op in artifact.unquantized_ops} == {"1"}
+
+
 def test_an_operator_that_executorch_lacks_is_named_with_its_layer(tmp_path: Path) -> None:
     class Spectrum(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from edgeopt.exporter.base import CalibrationRun, QuantizationRequest
 from edgeopt.exporter.litert import LiteRTExporter
+from edgeopt.formats.litert import layer_of, summarize
 from edgeopt.runtimes.litert import LiteRTRuntime
 from edgeopt.types import Artifact, EstimatorSpec, Model, Sample, Scheme, TensorSpec
 
@@ -41,6 +42,29 @@ class PaddedMean(nn.Module):
         return self.head(F.avg_pool2d(self.stem(x), 3, 2, 1, count_include_pad=False))
 
 
+class ClippedMean(nn.Module):
+    """It pools globally with a window that is larger than any feature map, as EfficientNet of transformers does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(F.avg_pool2d(self.stem(x), 448, ceil_mode=True))
+
+
+class TwoSwishes(nn.Module):
+    """One hard-swish in the middle and one that is the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.middle, self.last = nn.Conv2d(3, 8, 3), nn.Hardswish(), nn.Hardswish()
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.head(self.middle(self.stem(3 * x))))
+
+
 class Causal(nn.Module):
     """The mask is made in the outermost module, which has no path."""
 
@@ -58,7 +82,7 @@ def _samples(shape: tuple[int, ...]) -> Iterator[Sample]:
 
 
 def _export(
-    module: nn.Module, shape: tuple[int, ...], out: tuple[int, ...], directory: Path
+    module: nn.Module, shape: tuple[int, ...], out: tuple[int, ...], directory: Path, keep_float: tuple[str, ...] = ()
 ) -> tuple[Artifact, Artifact]:
     """Float file and static int8 file."""
     torch.manual_seed(0)
@@ -69,7 +93,8 @@ def _export(
     run = CalibrationRun(lambda: _samples(shape), 8, EstimatorSpec(), lambda _: None)
     exporter = LiteRTExporter()
     twin = exporter.export_float(model, directory)
-    return twin, exporter.export_quantized(model, twin, QuantizationRequest(Scheme("w8a8", "static"), run), directory)
+    request = QuantizationRequest(Scheme("w8a8", "static"), run, keep_float)
+    return twin, exporter.export_quantized(model, twin, request, directory)
 
 
 def _sqnr(twin: Artifact, artifact: Artifact, shape: tuple[int, ...]) -> float:
@@ -90,6 +115,28 @@ def test_bodies_of_reductions_stay_float_and_are_named(tmp_path: Path) -> None:
     reasons = {op.type: op.reason for op in artifact.unquantized_ops}
     assert "inside another operator" in reasons.values()
     assert _sqnr(twin, artifact, (1, 3, 14, 14)) > 30
+
+
+def test_average_of_a_window_that_hangs_over_the_edge_keeps_its_precision(tmp_path: Path) -> None:
+    twin, artifact = _export(ClippedMean(), (1, 3, 14, 14), (1, 4, 1, 1), tmp_path)
+    assert artifact.unquantized_ops == ()
+    assert _sqnr(twin, artifact, (1, 3, 14, 14)) > 25
+
+
+def test_hard_swish_is_split_where_it_becomes_int8_only(tmp_path: Path) -> None:
+    shape = (1, 3, 14, 14)
+    twin, artifact = _export(TwoSwishes(), shape, (1, 4, 12, 12), tmp_path)
+    assert [op.type for op in summarize(twin.path).ops].count("HARD_SWISH") == 2
+    ops = summarize(artifact.path).ops
+    assert [op.type for op in ops].count("HARD_SWISH") == 0
+    assert {layer_of(op.name) for op in ops if op.type in ("ADD", "MUL")} >= {"middle", "last"}
+    assert artifact.unquantized_ops == ()
+    assert artifact.signature.outputs[0].name == "y"
+    assert _sqnr(twin, artifact, shape) > 30
+
+    _, partly = _export(TwoSwishes(), shape, (1, 4, 12, 12), tmp_path, keep_float=("middle",))
+    kept = [(op.type, op.dtype) for op in summarize(partly.path).ops if layer_of(op.name) == "middle"]
+    assert ("HARD_SWISH", "float32") in kept
 
 
 def test_reason_for_a_mask_of_the_outermost_module(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from edgeopt.errors import ConversionError, DataError
 from edgeopt.exporter.base import CalibrationRun, QuantizationRequest
 from edgeopt.exporter.executorch import ExecuTorchExporter
 from edgeopt.exporter.executorch_graph import dynamic_shapes, example_inputs, operator_name, simplify
-from edgeopt.exporter.executorch_lowering import capture, quiet_vendor
+from edgeopt.exporter.executorch_lowering import blame, capture, quiet_vendor
 from edgeopt.exporter.executorch_observer import calibrate
 from edgeopt.exporter.executorch_quantizer import XnnpackQuantizer
 from edgeopt.types import Array, Artifact, Dim, EstimatorSpec, Model, NativeGraph, Sample, Scheme, Signature, TensorSpec
@@ -244,3 +244,27 @@ def test_data_dependent_control_flow_names_the_layer(tmp_path: Path) -> None:
     model = make(nn.Sequential(nn.Linear(3, 3), Gate()), (1, 3))
     with pytest.raises(ConversionError, match=r"layer '1': .*depends on the values of its input"):
         ExecuTorchExporter().export_float(model, tmp_path)
+
+
+def test_blame_falls_on_the_operator_that_a_failing_pass_was_looking_at() -> None:
+    program = simplified(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), 1, 3, 8, 8)
+
+    def visit(graph: torch.fx.Graph) -> None:
+        for node in graph.nodes:
+            if "relu" in str(node.target):
+                node.meta["no such key"]
+
+    try:
+        visit(program.graph)
+    except KeyError as error:
+        wrapped = RuntimeError("a pass failed")
+        wrapped.__cause__ = error
+    assert blame(program, wrapped) == ("aten.relu", "1")
+
+
+def test_blame_falls_on_the_operator_that_a_message_of_the_chain_names() -> None:
+    program = simplified(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), 1, 3, 8, 8)
+    wrapped = RuntimeError("a pass failed")
+    wrapped.__cause__ = ValueError("no rule for aten.conv2d.default")
+    assert blame(program, wrapped) == ("aten.conv2d", "0")
+    assert blame(program, RuntimeError("a pass failed")) == (None, "")

@@ -12,7 +12,8 @@ from ai_edge_litert.schema_py_generated import BuiltinOperator
 
 from edgeopt.errors import ConversionError, MissingError
 from edgeopt.exporter import load_exporter
-from edgeopt.exporter.litert_convert import _example_arguments, _keep_spatial_reductions, from_native, permutation
+from edgeopt.exporter.litert_convert import _example_arguments, from_native, permutation
+from edgeopt.exporter.litert_graph import keep_spatial_reductions, split_overhanging_pools
 from edgeopt.exporter.litert_names import layers_in, mark_layers
 from edgeopt.exporter.litert_quantize import MASK, _Op, _spread_masks, has_recipe, mask_reach
 from edgeopt.types import Dim, Model, NativeGraph, TensorSpec
@@ -77,11 +78,48 @@ def _traced(module: torch.nn.Module) -> torch.fx.GraphModule:
 def test_global_pooling_keeps_its_dimensions_and_its_result() -> None:
     module = _Head()
     program = _traced(module)
-    _keep_spatial_reductions(program)
+    keep_spatial_reductions(program)
     means = [node for node in program.graph.nodes if "mean" in str(node.target)]
     assert [node.args[1:] for node in means] == [([2, 3], True), ([2, 3], True)]
     x = torch.randn(1, 3, 5, 5)
     torch.testing.assert_close(program(x)[0], module(x))
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        torch.nn.AvgPool2d(448, ceil_mode=True),
+        torch.nn.AvgPool2d(2, ceil_mode=True),
+        torch.nn.AvgPool2d((3, 2), (1, 2), (1, 0), ceil_mode=True),
+        torch.nn.AvgPool2d(4, 3, 2, ceil_mode=True),
+        torch.nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False),
+        torch.nn.Sequential(torch.nn.Flatten(2), torch.nn.AvgPool1d(4, 2, 1, ceil_mode=True)),
+        torch.nn.Sequential(torch.nn.AvgPool2d(2, ceil_mode=True), torch.nn.AvgPool2d(2, ceil_mode=True)),
+    ],
+)
+def test_no_average_is_left_that_hangs_over_the_edge(pool: torch.nn.Module) -> None:
+    program = _traced(pool)
+    split_overhanging_pools(program)
+    pools = [node for node in program.graph.nodes if "avg_pool" in str(node.target)]
+    assert pools
+    assert not any(True in node.args[4:5] for node in pools)
+    x = torch.randn(1, 3, 5, 5)
+    torch.testing.assert_close(program(x)[0], pool(x))
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        torch.nn.AvgPool2d(3, 2, 1, ceil_mode=True),
+        torch.nn.AvgPool2d(2, padding=1, ceil_mode=True, count_include_pad=False),
+        torch.nn.AvgPool2d(2, ceil_mode=True, divisor_override=3),
+    ],
+)
+def test_averages_that_lose_nothing_stay(pool: torch.nn.Module) -> None:
+    program = _traced(pool)
+    before = [node.name for node in program.graph.nodes]
+    split_overhanging_pools(program)
+    assert [node.name for node in program.graph.nodes] == before
 
 
 def test_marks_carry_the_layers_path_and_survive_fusion() -> None:

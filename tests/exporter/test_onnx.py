@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt.calibration.ranges import Range
-from edgeopt.errors import ConversionError, DataError
+from edgeopt.errors import ConversionError, DataError, MissingError
 from edgeopt.exporter.base import CalibrationRun, QuantizationRequest
 from edgeopt.exporter.onnx import OnnxExporter
 from edgeopt.exporter.onnx_embedding import quantize_embeddings
@@ -491,3 +491,14 @@ def test_other_native_graphs_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ConversionError, match="a keras model can't be converted to ONNX"):
         float_graph(keras)
+
+
+def test_without_onnxscript_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    spec = (TensorSpec("x", (1, 2), "float32"),)
+    example = {"x": np.zeros((1, 2), np.float32)}
+    model = Model("net", torch.nn.Linear(2, 2).eval(), None, spec, spec, example, None, (), (), "0" * 64)
+    monkeypatch.setattr("edgeopt.exporter.onnx_graph.find_spec", lambda _: None)
+    with pytest.raises(MissingError, match="needs the package 'onnxscript'"):
+        float_graph(model)

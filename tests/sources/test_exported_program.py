@@ -53,6 +53,31 @@ def test_a_dynamic_dimension_can_be_fixed(saved: Path) -> None:
         load_model(str(saved), SourceOptions(inputs=(parse_input("x=float32[1,3,8,8]"),)))
 
 
+def test_layers_survive_tracing_again(saved: Path) -> None:
+    model = load_model(str(saved), SourceOptions())
+    program = torch.export.export(model.module, (torch.from_numpy(model.example_inputs["image"]),))
+    layers = {
+        str(node.target): list(node.meta["nn_module_stack"].values())[-1][0]
+        for node in program.graph.nodes
+        if node.op == "call_function"
+    }
+    assert layers["aten.conv2d.default"] == "conv"
+    assert layers["aten.linear.default"] == "head"
+
+
+def test_nested_and_keyword_inputs_come_by_position(tmp_path: Path) -> None:
+    class Pair(nn.Module):
+        def forward(self, pair: tuple[torch.Tensor, torch.Tensor], *, scale: torch.Tensor) -> dict[str, object]:
+            return {"sum": (pair[0] + pair[1]) * scale, "none": None, "pair": [pair[1] - 1, pair[0] + 1]}
+
+    example = ((torch.zeros(2), torch.ones(2)),), {"scale": torch.full((2,), 3.0)}
+    torch.export.save(torch.export.export(Pair(), *example), tmp_path / "pair.pt2")
+    model = load_model(str(tmp_path / "pair.pt2"), SourceOptions())
+    assert [spec.name for spec in model.outputs] == ["sum", "pair_0", "pair_1"]
+    results = model.module(*(torch.from_numpy(model.example_inputs[spec.name]) for spec in model.inputs))
+    assert [r.tolist() for r in results] == [[3.0, 3.0], [0.0, 0.0], [1.0, 1.0]]
+
+
 def test_training_mode_is_refused(tmp_path: Path) -> None:
     torch.export.save(torch.export.export(Net().train(), (torch.randn(2, 3, 8, 8),)), tmp_path / "net.pt2")
     with pytest.raises(UsageError, match=r"training mode \(operator aten.dropout"):

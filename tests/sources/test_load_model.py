@@ -39,6 +39,11 @@ def test_directories(tmp_path: Path) -> None:
         load_model(str(tmp_path), SourceOptions())
 
 
+def test_a_newline_in_the_path_changes_nothing_about_its_kind(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        load_model(str(tmp_path / "my\nnet.onnx"), SourceOptions())
+
+
 def test_task_goes_with_hugging_face_only() -> None:
     with pytest.raises(UsageError, match="--task goes with hf"):
         load_model("net.onnx", SourceOptions(task="fill-mask"))

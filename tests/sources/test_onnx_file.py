@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeopt.errors import UsageError
+from edgeopt.errors import ConversionError, UsageError
 from edgeopt.sources import SourceOptions, load_model, parse_input
 from edgeopt.types import Dim
 
@@ -67,8 +67,22 @@ def test_a_corrupt_file_is_a_clear_line(tmp_path: Path, content: bytes) -> None:
 
 def test_the_checker_speaks(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not valid ONNX") as caught:
-        load_model(str(write(tmp_path / "net.onnx", [1, 3, 8, 8], op="NoSuchOperator")), SourceOptions())
+        load_model(str(write(tmp_path / "net.onnx", [1, 3, 8, 8], op="Relu")), SourceOptions())
     assert "\n" not in caught.value.line()
+
+
+@pytest.mark.parametrize("domain", ["", "acme.ops", "com.microsoft"])
+def test_an_operator_that_nothing_can_run_is_named_with_its_node(tmp_path: Path, domain: str) -> None:
+    path = write(tmp_path / "net.onnx", [1, 3, 8, 8], op="NoSuchOperator")
+    model = onnx.load(path)
+    (node,) = [n for n in model.graph.node if n.op_type == "NoSuchOperator"]
+    node.name, node.domain = "odd", domain
+    if domain:
+        model.opset_import.append(onnx.helper.make_opsetid(domain, 1))
+    path.write_bytes(model.SerializeToString())
+    operator = f"{domain}.NoSuchOperator" if domain else "NoSuchOperator"
+    with pytest.raises(ConversionError, match=f"node 'odd': the operator {operator} is neither standard"):
+        load_model(str(path), SourceOptions())
 
 
 def external(path: Path, location: str) -> Path:
