@@ -123,15 +123,20 @@ def test_standard_output_is_the_report_alone_and_a_tampered_bundle_is_refused(ru
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
 def test_a_signal_leaves_nothing(folder: Path, number: signal.Signals, code: int, word: str) -> None:
+    # A background job of a shell, CI's for example, starts with SIGINT ignored and hands that on.
+    script = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from edgeopt.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
     child = subprocess.Popen(
-        [sys.executable, "-m", "edgeopt", "export", "net.py:waits", *INPUT, *TARGET, "--calibration", "data.npz"],
+        [sys.executable, "-c", script, "export", "net.py:waits", *INPUT, *TARGET, "--calibration", "data.npz"],
         cwd=folder,
         env={**os.environ, "TMPDIR": str(folder / "tmp")},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A background job of a shell, CI's for example, starts with SIGINT ignored and hands that on.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 30
     while not (folder / "ready").exists() and time.monotonic() < deadline:
