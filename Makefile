@@ -22,8 +22,10 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-slow: $(STAMP)  ## Case studies and benchmarks; their results are recorded in docs/results.md.
-	$(BIN)/python -m pytest -m slow -s
+slow: $(STAMP)  ## The benchmarks, half an hour; their results are recorded in docs/results.md.
+	$(BIN)/python benchmarks/efficientnet_lite0.py
+	$(BIN)/python benchmarks/architectures.py
+	$(BIN)/python benchmarks/overhead.py
 
 clean:
 	rm -rf $(VENV) dist build *.egg-info
