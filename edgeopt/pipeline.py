@@ -17,7 +17,7 @@ from edgeopt.progress import Progress, Silent
 from edgeopt.revalidation import validate
 from edgeopt.runtimes import load_runtime
 from edgeopt.runtimes.reference import open_reference
-from edgeopt.types import Artifact, Bundle, Finding, Model
+from edgeopt.types import Artifact, Bundle, Finding, LayerRules, Model
 from edgeopt.validation.metrics import Metric
 from edgeopt.validation.prove import Subject, Terms, prove
 from edgeopt.workbench import Workbench
@@ -48,8 +48,9 @@ def export(config: RunConfig, progress: Progress | None = None) -> tuple[Bundle,
     if data.calibration is not None:
         samples = progress.track(data.calibration, "Checking the data", len(data.calibration))
         findings = (*findings, *check_inputs(samples, model.inputs, len(data.calibration)))
+    rules = LayerRules(config.keep_float)
     with TemporaryDirectory(prefix="edgeopt-") as folder:
-        workbench = Workbench(model, data.calibration, config.keep_float, config.seed, Path(folder), progress)
+        workbench = Workbench(model, data.calibration, rules, config.seed, Path(folder), progress)
         return tuple(_build(job, config, model, data, metric, findings, workbench, progress) for job in jobs)
 
 

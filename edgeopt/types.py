@@ -171,6 +171,8 @@ class Model:
         example_inputs: input name -> array that fits `inputs`; at least one sample.
         preprocessing, labels: what the app must do before and after; None/() when unknown.
         history: what was done so far. source_sha256: of the code and weights that it was loaded from.
+        input_ranges: path of a layer with weights -> (min, max) that its input was trained to be quantized to; wins
+            over what calibration finds for that tensor. Empty unless quantization-aware training learned them.
     """
 
     name: str
@@ -183,6 +185,7 @@ class Model:
     labels: tuple[str, ...]
     history: tuple[StepRecord, ...]
     source_sha256: str
+    input_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,19 +290,33 @@ class Scheme:
     """What a quantized file should look like; means the same in every format.
 
     Attributes:
-        precision: `w8a8` quantizes weights and activations, `w8` weights only, fp16/fp32 are plain casts.
+        precision: `w8a8` quantizes weights and activations, `w8` and `w4` weights only, `8da4w` has 4-bit weights and
+            int8 activations with run-time ranges, fp16/fp32 are plain casts.
         activations: "static" ranges come from calibration; "dynamic" ones are computed at run time.
-        weight_granularity: one scale per output channel, or one per tensor.
+        weight_granularity: one scale per output channel, one per tensor, or one per `group_size` consecutive weights
+            of an output channel.
         activation_symmetric: zero point fixed at 0.
         io: whether the file's float inputs and outputs stay float32 or become int8 (uint8 where the format's
             fast kernels want that).
+        weight_symmetric: zero point of weights fixed at 0.
+        scale: "power-of-two" rounds every scale up to a power of two, for hardware that shifts.
+        weight_estimator: how a weight scale is chosen: "max" covers the largest magnitude, "mse" minimizes the squared
+            error of the weights, "hqq" their half-quadratic, outlier-robust error (Badri and Shaji 2023).
+        weight_values: "linear" integers; "logarithmic" (signed powers of two) and "k-means" values are stored as codes
+            with a table and expanded when the file is loaded, so they save storage only.
+        group_size: for "per-group".
     """
 
     precision: Precision
     activations: Literal["none", "static", "dynamic"]
-    weight_granularity: Literal["per-channel", "per-tensor"] = "per-channel"
+    weight_granularity: Literal["per-channel", "per-tensor", "per-group"] = "per-channel"
     activation_symmetric: bool = False
     io: Literal["float", "int8"] = "float"
+    weight_symmetric: bool = True
+    scale: Literal["any", "power-of-two"] = "any"
+    weight_estimator: Literal["max", "mse", "hqq"] = "max"
+    weight_values: Literal["linear", "logarithmic", "k-means"] = "linear"
+    group_size: int = 32
 
     @property
     def needs_calibration(self) -> bool:
@@ -308,6 +325,29 @@ class Scheme:
     @property
     def is_quantized(self) -> bool:
         return self.precision not in ("fp32", "fp16")
+
+    @property
+    def weight_bits(self) -> int:
+        """Bits of one stored weight; 32 and 16 for float."""
+        return {"fp32": 32, "fp16": 16, "w4": 4, "8da4w": 4}.get(self.precision, 8)
+
+    @property
+    def activation_bits(self) -> int:
+        """Bits of one quantized activation; 32 where activations stay float."""
+        return {"w8a8": 8, "8da4w": 8, "w8a16": 16}.get(self.precision, 32)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRules:
+    """Exceptions from a scheme, as shell patterns matched against source layer paths ("features.0.*", "classifier").
+
+    Attributes:
+        keep_float: layers that stay float.
+        int16_activations: layers whose inputs and outputs have 16 bits (w8a16) in a w8a8 file.
+    """
+
+    keep_float: tuple[str, ...] = ()
+    int16_activations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgeopt.calibration.ranges import Range
+from edgeopt.compression.base import PassInputs
 from edgeopt.exporter import load_exporter
 from edgeopt.exporter.base import CalibrationRun, QuantizationRequest, check_keep_float
 from edgeopt.sources import as_torch
-from edgeopt.types import Artifact, EstimatorSpec, Finding, Format, Model, Sample, Scheme, StepRecord
+from edgeopt.types import Artifact, EstimatorSpec, Finding, Format, LayerRules, Model, Sample, Scheme, StepRecord
 
 if TYPE_CHECKING:
     from edgeopt.datasets.base import Dataset
     from edgeopt.progress import Progress
+
+_Key = tuple[Format, Scheme, EstimatorSpec, LayerRules]
 
 #: The one format that takes a native graph as it is; every other goes through torch.
 NATIVE_FORMAT: dict[str, Format] = {"onnx": "onnx", "savedmodel": "litert", "keras": "litert"}
@@ -23,28 +27,47 @@ NATIVE_FORMAT: dict[str, Format] = {"onnx": "onnx", "savedmodel": "litert", "ker
 class Workbench:
     """Exports one model. Files lie below `directory`, which outlives the run only if the caller wants it to.
 
-    Raises UsageError when a pattern of `keep_float` matches none of the model's layers.
+    Raises UsageError when a pattern of `rules` matches none of the model's layers.
     """
 
     def __init__(
         self,
         model: Model,
         calibration: Dataset | None,
-        keep_float: tuple[str, ...],
+        rules: LayerRules,
         seed: int,
         directory: Path,
         progress: Progress,
     ) -> None:
-        check_keep_float(model, keep_float)
+        check_keep_float(model, (*rules.keep_float, *rules.int16_activations))
         self.model = model
+        self.rules = rules
         self._calibration = calibration
-        self._keep_float = keep_float
         self._seed = seed
         self._directory = directory
         self._progress = progress
         self._floats: dict[Format, Artifact] = {}
-        self._quantized: dict[tuple[Format, Scheme, EstimatorSpec], tuple[Artifact, tuple[Finding, ...]]] = {}
+        self._quantized: dict[_Key, tuple[Artifact, tuple[Finding, ...]]] = {}
+        self._known: dict[tuple[Format, Scheme, EstimatorSpec], dict[str, Range]] = {}
         self._torch_model: Model | None = None
+        self._variants = 0
+
+    def variant(self, model: Model) -> Workbench:
+        """A workbench for a changed model: same data, same rules, files of its own."""
+        self._variants += 1
+        directory = self._make(f"variant-{self._variants}")
+        return Workbench(model, self._calibration, self.rules, self._seed, directory, self._progress)
+
+    def torch_model(self) -> Model:
+        """The model with a torch module, which compression passes need."""
+        return self.model if self.model.module is not None else self._rebuilt()
+
+    def pass_inputs(self, scheme: Scheme, estimator: EstimatorSpec) -> PassInputs:
+        """What compression passes are given in this run."""
+        data = self._calibration
+        samples = (lambda: iter(data)) if data is not None else None
+        count = len(data) if data is not None else 0
+        return PassInputs(scheme, samples, count, self._seed, self._progress, estimator, self.rules)
 
     def float_artifact(self, format_: Format) -> Artifact:
         """The fp32 file of that format."""
@@ -55,16 +78,21 @@ class Workbench:
         return self._floats[format_]
 
     def quantized_artifact(
-        self, format_: Format, scheme: Scheme, estimator: EstimatorSpec
+        self, format_: Format, scheme: Scheme, estimator: EstimatorSpec, rules: LayerRules | None = None
     ) -> tuple[Artifact, tuple[Finding, ...]]:
-        """The file at that scheme, and what calibration found odd about its activations."""
-        key = (format_, scheme, estimator)
+        """The file at that scheme, and what calibration found odd about its activations.
+
+        A second file that differs only in `rules` costs its conversion alone: activation ranges are kept.
+        """
+        rules = self.rules if rules is None else rules
+        key = (format_, scheme, estimator, rules)
         if key not in self._quantized:
             float_artifact = self.float_artifact(format_)
             self._progress.step(f"Converting to {scheme.precision} ({format_})")
             findings: list[Finding] = []
-            run = self._calibration_run(scheme, estimator, findings)
-            request = QuantizationRequest(scheme, run, self._keep_float)
+            known = self._known.setdefault((format_, scheme, estimator), {})
+            run = self._calibration_run(scheme, estimator, findings, known)
+            request = QuantizationRequest(scheme, run, rules)
             directory = self._make(f"{format_}-{len(self._quantized)}")
             model = self._model_for(format_)
             if run is not None:
@@ -78,13 +106,16 @@ class Workbench:
     def _model_for(self, format_: Format) -> Model:
         if self.model.native is None or NATIVE_FORMAT[self.model.native.kind] == format_:
             return self.model
+        return self._rebuilt()
+
+    def _rebuilt(self) -> Model:
         if self._torch_model is None:
             self._progress.step("Rebuilding the graph in torch")
             self._torch_model = as_torch(self.model)
         return self._torch_model
 
     def _calibration_run(
-        self, scheme: Scheme, estimator: EstimatorSpec, findings: list[Finding]
+        self, scheme: Scheme, estimator: EstimatorSpec, findings: list[Finding], known: dict[str, Range]
     ) -> CalibrationRun | None:
         data = self._calibration
         if not scheme.needs_calibration or data is None:
@@ -93,7 +124,7 @@ class Workbench:
         def samples() -> Iterator[Sample]:
             return self._progress.track(data, "Calibrating", len(data))
 
-        return CalibrationRun(samples, len(data), estimator, findings.append)
+        return CalibrationRun(samples, len(data), estimator, findings.append, known)
 
     def _calibration_step(self, run: CalibrationRun) -> StepRecord:
         assert self._calibration is not None

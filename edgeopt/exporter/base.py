@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from edgeopt.calibration.ranges import Range
 from edgeopt.errors import ConversionError, UsageError
 from edgeopt.formats.onnx import load, source_layer
 from edgeopt.types import (
@@ -20,6 +21,7 @@ from edgeopt.types import (
     EstimatorSpec,
     Finding,
     Format,
+    LayerRules,
     Model,
     Precision,
     Sample,
@@ -43,12 +45,16 @@ class CalibrationRun:
         count: how many there are.
         estimator: which range estimator every activation gets.
         on_finding: told about activations that look unhealthy (see `edgeopt.calibration`).
+        known: ranges that an earlier run over the same samples, with the same estimator, model and format, has found;
+            the exporter reads what it needs and adds what it observes, so that the next conversion, with other layers
+            exempt, runs no sample again. Keys are the exporter's own.
     """
 
     samples: Callable[[], Iterator[Sample]]
     count: int
     estimator: EstimatorSpec
     on_finding: Callable[[Finding], None]
+    known: MutableMapping[str, Range] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +64,16 @@ class QuantizationRequest:
     Attributes:
         scheme: see `Scheme`.
         calibration: set exactly when `scheme.needs_calibration`.
-        keep_float: shell patterns matched against source layer paths ("features.0.*", "classifier"); see
-            `layer_is_exempt`.
+        rules: layers that are exempt from it, see `layer_is_exempt`.
     """
 
     scheme: Scheme
     calibration: CalibrationRun | None
-    keep_float: tuple[str, ...] = ()
+    rules: LayerRules = field(default_factory=LayerRules)
+
+    @property
+    def keep_float(self) -> tuple[str, ...]:
+        return self.rules.keep_float
 
 
 class Exporter(Protocol):
@@ -77,6 +86,11 @@ class Exporter(Protocol):
     format: Format
     #: File suffix with its dot.
     suffix: str
+
+    def unsupported(self, scheme: Scheme, rules: LayerRules) -> str | None:
+        """What of this scheme the format or its runtime can't do, by name, with what to take instead; None when all
+        is possible. Quick: it is asked before any work."""
+        ...
 
     def export_float(self, model: Model, directory: Path) -> Artifact:
         """Write `directory/model_fp32<suffix>`. It is the float twin of every quantized file of this format."""

@@ -15,7 +15,7 @@ from edgeopt.exporter.base import CalibrationRun, QuantizationRequest
 from edgeopt.exporter.executorch import ExecuTorchExporter
 from edgeopt.formats import summarize
 from edgeopt.runtimes.executorch import ExecuTorchRuntime
-from edgeopt.types import Array, Artifact, Dim, EstimatorSpec, Model, Sample, Scheme, TensorSpec
+from edgeopt.types import Array, Artifact, Dim, EstimatorSpec, LayerRules, Model, Sample, Scheme, TensorSpec
 
 pytestmark = pytest.mark.e2e
 
@@ -129,7 +129,7 @@ def test_static(
 def test_bytes_are_reproducible_and_tell_no_paths(
     convnet: Model, convnet_float: Artifact, samples: list[dict[str, Array]], tmp_path: Path
 ) -> None:
-    request = QuantizationRequest(STATIC, run_of(samples), keep_float=("stem",))
+    request = QuantizationRequest(STATIC, run_of(samples), rules=LayerRules(("stem",)))
     results = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

@@ -16,7 +16,19 @@ from edgeopt.exporter.base import CalibrationRun, QuantizationRequest
 from edgeopt.exporter.litert import LiteRTExporter
 from edgeopt.formats import summarize
 from edgeopt.runtimes.litert import LiteRTRuntime
-from edgeopt.types import Array, Artifact, Dim, DType, EstimatorSpec, Finding, Model, Sample, Scheme, TensorSpec
+from edgeopt.types import (
+    Array,
+    Artifact,
+    Dim,
+    DType,
+    EstimatorSpec,
+    Finding,
+    LayerRules,
+    Model,
+    Sample,
+    Scheme,
+    TensorSpec,
+)
 
 pytestmark = pytest.mark.e2e
 
@@ -86,7 +98,7 @@ def _request(
 ) -> QuantizationRequest:
     on_finding = (lambda _: None) if findings is None else findings.append
     run = CalibrationRun(lambda: _samples(model.inputs, 8), 8, EstimatorSpec(), on_finding)
-    return QuantizationRequest(scheme, run if scheme.needs_calibration else None, keep_float)
+    return QuantizationRequest(scheme, run if scheme.needs_calibration else None, LayerRules(keep_float))
 
 
 def _expected(model: Model, inputs: Mapping[str, Array]) -> dict[str, Array]:

@@ -15,7 +15,7 @@ from edgeopt.exporter.base import CalibrationRun, QuantizationRequest
 from edgeopt.exporter.litert import LiteRTExporter
 from edgeopt.formats.litert import layer_of, summarize
 from edgeopt.runtimes.litert import LiteRTRuntime
-from edgeopt.types import Artifact, EstimatorSpec, Model, Sample, Scheme, TensorSpec
+from edgeopt.types import Artifact, EstimatorSpec, LayerRules, Model, Sample, Scheme, TensorSpec
 
 pytestmark = pytest.mark.e2e
 
@@ -93,7 +93,7 @@ def _export(
     run = CalibrationRun(lambda: _samples(shape), 8, EstimatorSpec(), lambda _: None)
     exporter = LiteRTExporter()
     twin = exporter.export_float(model, directory)
-    request = QuantizationRequest(Scheme("w8a8", "static"), run, keep_float)
+    request = QuantizationRequest(Scheme("w8a8", "static"), run, LayerRules(keep_float))
     return twin, exporter.export_quantized(model, twin, request, directory)
 
 

@@ -15,7 +15,7 @@ from edgeopt.exporter.base import CalibrationRun, QuantizationRequest
 from edgeopt.exporter.onnx import OnnxExporter
 from edgeopt.formats import summarize
 from edgeopt.runtimes.onnxruntime import OnnxRuntime
-from edgeopt.types import Array, Dim, EstimatorSpec, Finding, Model, Sample, Scheme, TensorSpec
+from edgeopt.types import Array, Dim, EstimatorSpec, Finding, LayerRules, Model, Sample, Scheme, TensorSpec
 
 pytestmark = pytest.mark.e2e
 
@@ -130,7 +130,7 @@ def request(model: Model, scheme: Scheme, keep: tuple[str, ...] = ()) -> Quantiz
         del finding
 
     run = CalibrationRun(stream, 4, EstimatorSpec(), ignore) if scheme.needs_calibration else None
-    return QuantizationRequest(scheme, run, keep)
+    return QuantizationRequest(scheme, run, LayerRules(keep))
 
 
 def fresh(value: Array, rng: np.random.Generator) -> Array:

@@ -22,7 +22,18 @@ from edgeopt.exporter.onnx_qdq import activation_parameters, quantize_graph
 from edgeopt.exporter.onnx_rewrite import for_int8
 from edgeopt.formats.onnx import read_ops
 from edgeopt.runtimes.onnxruntime import OnnxRuntime
-from edgeopt.types import Artifact, Dim, EstimatorSpec, Finding, Model, NativeGraph, Sample, Scheme, TensorSpec
+from edgeopt.types import (
+    Artifact,
+    Dim,
+    EstimatorSpec,
+    Finding,
+    LayerRules,
+    Model,
+    NativeGraph,
+    Sample,
+    Scheme,
+    TensorSpec,
+)
 
 RNG = np.random.default_rng(0)
 W8A8 = Scheme("w8a8", "static")
@@ -392,7 +403,7 @@ def request(scheme: Scheme, keep: tuple[str, ...] = (), samples: int = 2) -> Qua
         del finding
 
     calibration = CalibrationRun(stream, samples, EstimatorSpec(), ignore) if scheme.needs_calibration else None
-    return QuantizationRequest(scheme, calibration, keep)
+    return QuantizationRequest(scheme, calibration, LayerRules(keep))
 
 
 def export(

@@ -1,0 +1,1 @@
+"""Fine-tuning that passes share: fake quantization, the loop, losses, checkpoints."""
