@@ -52,7 +52,9 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class _Side:
+class Side:
+    """A file to be run: `path` in `runtime`, with what its bundle knows about its inputs."""
+
     name: str
     path: Path
     runtime: str
@@ -72,10 +74,10 @@ def compare(
     Raises UsageError when a file can't be read or the two don't take the same inputs and give the same outputs.
     """
     progress = progress or Silent()
-    first = _side(a)
-    second = _side(b)
+    first = open_side(a)
+    second = open_side(b)
     second = replace(second, signature=in_terms_of(first.signature, second.signature, second.name))
-    samples = _samples(first, second, data)
+    samples = inputs_for(first, second, data)
     with (
         load_runtime(first.runtime).open(first.path, first.signature, threads) as left,
         load_runtime(second.runtime).open(second.path, second.signature, threads) as right,
@@ -88,16 +90,17 @@ def compare(
     return Comparison(first.name, second.name, measurements, evaluation.outputs, evaluation.samples)
 
 
-def _side(path: Path) -> _Side:
+def open_side(path: Path) -> Side:
+    """A bundle or a model file. Raises UsageError when it is neither, MissingError when nothing here can run it."""
     if path.is_dir():
         bundle = open_bundle(path)
         runtime = bundle.target.runtimes[0]
-        side = _Side(
+        side = Side(
             str(path), bundle.model_path, runtime, bundle.signature, bundle.preprocessing, golden_samples(bundle)
         )
     else:
         summary = summarize(path)
-        side = _Side(str(path), path, RUNTIME_OF[summary.format], summary.signature, None, ())
+        side = Side(str(path), path, RUNTIME_OF[summary.format], summary.signature, None, ())
     if (reason := load_runtime(side.runtime).unavailable()) is not None:
         raise MissingError(reason, where=str(path))
     return side
@@ -149,7 +152,8 @@ def _text(shape: tuple[int | str | Dim, ...]) -> str:
     return "[" + ", ".join(d.name if isinstance(d, Dim) else str(d) for d in shape) + "]"
 
 
-def _samples(first: _Side, second: _Side, data: str | None) -> Sequence[Sample] | Dataset:
+def inputs_for(first: Side, second: Side, data: str | None) -> Sequence[Sample] | Dataset:
+    """Samples for both, in the first one's terms: from `data`, else the golden vectors of either, else made up."""
     if data is not None:
         from edgeopt.datasets import open_dataset
 

@@ -55,6 +55,8 @@ class RunConfig:
     estimator: Literal["min-max", "percentile", "entropy", "mse"] | None = None
     percentile: float | None = None
     keep_float: tuple[str, ...] = ()
+    int16_activations: tuple[str, ...] = ()
+    recipe: tuple[str, ...] = ()
     io: Literal["float", "int8"] | None = None
     max_accuracy_drop: float | None = None
     min_agreement: float | None = None

@@ -19,6 +19,10 @@ ESTIMATORS = ("min-max", "percentile", "entropy", "mse")
 LARGEST = 1e12
 #: More threads than any machine that edgeopt runs on has cores; starting them takes minutes.
 MOST_THREADS = 64
+#: What a recipe may consist of: passes of `edgeopt.compression`, in the order in which they run.
+PASS_NAMES = (
+    "fold-batch-norm", "equalize", "absorb-high-bias", "smooth", "clip-outliers", "round-adaptively", "correct-bias",
+)  # fmt: skip
 _PATH_SUFFIXES = frozenset(
     {".py", ".pt2", ".onnx", ".keras", ".h5", ".npz", ".npy", ".jsonl", ".gz", ".csv", ".txt", ".toml", ".json"}
 )
@@ -157,6 +161,16 @@ def _choice(options: tuple[str, ...]) -> Parser:
     return parse
 
 
+def _recipe(value: object, place: Place) -> tuple[str, ...]:
+    """`auto` and `none` stand alone; passes are put in the order in which they make sense."""
+    names = tuple(part.strip() for text in _texts(value, place) for part in text.split(","))
+    for name in names:
+        _choice(("auto", "none", *PASS_NAMES))(name, place)
+    if len(names) > 1 and {"auto", "none"} & {*names}:
+        raise place.error("auto and none stand alone", "give auto, none, or names of passes")
+    return tuple(sorted(dict.fromkeys(names), key=("auto", "none", *PASS_NAMES).index))
+
+
 def _switch(value: object, place: Place) -> bool:
     if not isinstance(value, bool):
         raise place.error(f"{value!r} is neither true nor false")
@@ -250,6 +264,11 @@ KEYS: tuple[Key, ...] = (
         "Share of values kept in the range; implies the percentile estimator."),
     Key("keep_float", QUANTIZATION, _texts, "PATTERN", '["classifier", "features.0.*"]',
         "Layers that stay float: path or shell pattern, 'features.0.*'. Repeatable."),
+    Key("int16_activations", QUANTIZATION, _texts, "PATTERN", '["features.0.*"]',
+        "Layers with 16-bit activations in an int8 file, where the format has them. Repeatable."),
+    Key("recipe", QUANTIZATION, _recipe, "PASS", '["auto"]',
+        "Passes that toughen the model before quantization, in a list or one by one; auto tries them, keeps what helps "
+        "and searches which layers stay float; none. Default: the target's."),
     Key("io", QUANTIZATION, _choice(IO_TYPES), "TYPE", '"float"',
         "Type of the file's inputs and outputs: float or int8. Default: the target's."),
     Key("max_accuracy_drop", GATES, _fraction, "X", '"0.5%"',

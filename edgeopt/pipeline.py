@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from edgeopt.bundle import BundleContents, GoldenVector, prepare_output, write_bundle
 from edgeopt.calibration.health import check_inputs
@@ -17,15 +18,29 @@ from edgeopt.progress import Progress, Silent
 from edgeopt.revalidation import validate
 from edgeopt.runtimes import load_runtime
 from edgeopt.runtimes.reference import open_reference
+from edgeopt.tuning.qat import QatConfig, trainer
+from edgeopt.tuning.quantize import quantize
 from edgeopt.types import Artifact, Bundle, Finding, LayerRules, Model
 from edgeopt.validation.metrics import Metric
 from edgeopt.validation.prove import Subject, Terms, prove
 from edgeopt.workbench import Workbench
 
-__all__ = ["Comparison", "compare", "export", "validate"]
+if TYPE_CHECKING:
+    from edgeopt.datasets.base import Dataset
 
+__all__ = ["Comparison", "compare", "export", "qat", "validate"]
+
+EVALUATED_ON_TRAINING_DATA = Finding(
+    "evaluated-on-training-data",
+    "evaluation",
+    "the result is proven on samples that it was trained on; give --validation DATA or --evaluation DATA",
+)
 #: Each costs its inputs and outputs in bundle size.
 GOLDEN_VECTORS = 4
+
+
+#: Fine-tunes the model for one target, given the calibration samples.
+Train = Callable[[Model, Job, "Dataset | None"], Model]
 
 
 def export(config: RunConfig, progress: Progress | None = None) -> tuple[Bundle, ...]:
@@ -34,7 +49,27 @@ def export(config: RunConfig, progress: Progress | None = None) -> tuple[Bundle,
     Raises any `EdgeoptError` other than `GateError`; then nothing new stands in the output directory but the
     bundles of targets that were finished before.
     """
+    return _export(config, None, progress or Silent())
+
+
+def qat(config: RunConfig, settings: QatConfig, progress: Progress | None = None) -> tuple[Bundle, ...]:
+    """`export` with quantization-aware training for each target before its conversion.
+
+    Where the configuration names no data, the training data calibrate and the validation data prove the result.
+    """
     progress = progress or Silent()
+    config = with_example(config)
+    rules = LayerRules(config.keep_float, config.int16_activations)
+    train = trainer(settings, rules, config.num_calibration_samples, config.seed, progress)
+    config = replace(
+        config,
+        calibration=settings.train if config.calibration is None else config.calibration,
+        evaluation=settings.validation if config.evaluation is None else config.evaluation,
+    )
+    return _export(config, train, progress)
+
+
+def _export(config: RunConfig, train: Train | None, progress: Progress) -> tuple[Bundle, ...]:
     config = with_example(config)
     jobs = plan_jobs(config)
     progress.step("Loading the model")
@@ -45,13 +80,15 @@ def export(config: RunConfig, progress: Progress | None = None) -> tuple[Bundle,
     data = open_data(config, model, jobs)
     metric = metric_of(config, model, data.evaluation)
     findings = data.findings
+    if train is not None and config.evaluation is None:
+        findings = (*findings, EVALUATED_ON_TRAINING_DATA)
     if data.calibration is not None:
         samples = progress.track(data.calibration, "Checking the data", len(data.calibration))
         findings = (*findings, *check_inputs(samples, model.inputs, len(data.calibration)))
-    rules = LayerRules(config.keep_float)
+    rules = LayerRules(config.keep_float, config.int16_activations)
     with TemporaryDirectory(prefix="edgeopt-") as folder:
         workbench = Workbench(model, data.calibration, rules, config.seed, Path(folder), progress)
-        return tuple(_build(job, config, model, data, metric, findings, workbench, progress) for job in jobs)
+        return tuple(_build(job, config, model, data, metric, findings, workbench, train, progress) for job in jobs)
 
 
 def _build(
@@ -62,14 +99,16 @@ def _build(
     metric: Callable[[], Metric] | None,
     findings: tuple[Finding, ...],
     workbench: Workbench,
+    train: Train | None,
     progress: Progress,
 ) -> Bundle:
-    """Export, prove and pack one target."""
+    """Train where that is wanted, export, prove and pack one target."""
     twin = workbench.float_artifact(job.target.format)
     artifact: Artifact = twin
-    odd_activations: tuple[Finding, ...] = ()
+    remarks: tuple[Finding, ...] = ()
     if job.scheme.precision != "fp32":
-        artifact, odd_activations = workbench.quantized_artifact(job.target.format, job.scheme, job.estimator)
+        bench = workbench if train is None else workbench.variant(train(model, job, data.calibration))
+        artifact, remarks = quantize(job, config, model, data, bench, workbench, progress)
     subject = Subject(artifact, None if artifact is twin else twin, open_reference(model, config.threads))
     terms = Terms(
         model=model.name,
@@ -84,7 +123,7 @@ def _build(
         advice=job.target.advice,
         threads=config.threads,
     )
-    report = prove(subject, terms, (*findings, *odd_activations), progress)
+    report = prove(subject, terms, (*findings, *remarks), progress)
     progress.step("Writing the bundle")
     contents = BundleContents(
         target=replace(job.target, gates=job.gates, scheme=job.scheme, estimator=job.estimator),

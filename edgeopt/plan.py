@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Literal
 
 from edgeopt.config import RunConfig, resolve_gates
 from edgeopt.device_profiles import load_device
-from edgeopt.errors import ConfigError, MissingError, UsageError
+from edgeopt.errors import ConfigError, ConversionError, MissingError, UsageError
 from edgeopt.examples import EXAMPLES
+from edgeopt.exporter import load_exporter
 from edgeopt.runtimes import load_runtime
 from edgeopt.targets import load_target
-from edgeopt.types import EstimatorSpec, Finding, Gates, Model, Sample, Scheme
+from edgeopt.types import EstimatorSpec, Finding, Gates, LayerRules, Model, Sample, Scheme
 
 if TYPE_CHECKING:
     from edgeopt.datasets import DataSource
@@ -30,13 +31,17 @@ HELD_OUT_SAMPLES = 200
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One bundle to build: a target with the user's overrides applied."""
+    """One bundle to build: a target with the user's overrides applied.
+
+    `recipe` names passes in the order in which they run; ("auto",) has them searched for.
+    """
 
     target: Target
     device: DeviceProfile
     scheme: Scheme
     estimator: EstimatorSpec
     gates: Gates
+    recipe: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +125,13 @@ def _job(name: str, config: RunConfig) -> Job:
         percentile=config.percentile if config.percentile is not None else target.estimator.percentile,
     )
     scheme = replace(target.scheme, io=config.io) if config.io is not None else target.scheme
-    return Job(target, device, scheme, estimator, resolve_gates(target.gates, config))
+    rules = LayerRules(config.keep_float, config.int16_activations)
+    if (problem := load_exporter(target.format).unsupported(scheme, rules)) is not None:
+        raise ConversionError(problem, where=f"target {target.name!r}")
+    recipe = config.recipe or target.recipe
+    if recipe == ("none",) or not scheme.is_quantized:
+        recipe = ()
+    return Job(target, device, scheme, estimator, resolve_gates(target.gates, config), recipe)
 
 
 def with_preprocessing(config: RunConfig, model: Model) -> Model:
@@ -145,7 +156,7 @@ def open_data(config: RunConfig, model: Model, jobs: tuple[Job, ...]) -> Data:
     if config.calibration is not None:
         source = opened(config.calibration)
         chosen = select(source, config.num_calibration_samples, config.seed)
-        if any(job.scheme.needs_calibration for job in jobs):
+        if any(job.scheme.needs_calibration or job.recipe for job in jobs):
             calibration = chosen
         if len(chosen) < len(source):
             count = config.num_evaluation_samples or HELD_OUT_SAMPLES

@@ -21,6 +21,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Precision = Literal["fp32", "fp16", "w8a8", "w8a16", "w8", "w4", "8da4w"]
 DType = Literal["float32", "float16", "int8", "uint8", "int16", "int32", "int64", "bool"]
 Format = Literal["litert", "onnx", "executorch"]
+PassName = Literal[
+    "fold-batch-norm", "equalize", "absorb-high-bias", "smooth", "clip-outliers", "round-adaptively", "correct-bias"
+]  # fmt: skip
 Provenance = Literal["measured-host", "emulated", "estimated", "measured-device"]
 
 #: Attribute under which a source's adapter module holds the user's own module (see `strip_wrapper`).

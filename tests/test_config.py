@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgeopt.config import RunConfig, config_of, load_config, resolve_gates
-from edgeopt.config_keys import KEYS, template
+from edgeopt.config_keys import KEYS, PASS_NAMES, template
 from edgeopt.errors import ConfigError
 from edgeopt.types import Gates
 
@@ -217,7 +217,7 @@ def test_the_template_loads_as_it_is_and_names_every_key(tmp_path: Path) -> None
 def test_the_template_loads_when_everything_in_it_is_switched_on(tmp_path: Path) -> None:
     from edgeopt.datasets import load_preprocessing
 
-    settings = re.compile(r"^# (?=\[preprocessing\]$|[a-z-]+ = )", re.MULTILINE)
+    settings = re.compile(r"^# (?=\[preprocessing\]$|[a-z0-9-]+ = )", re.MULTILINE)
     text = template()
     on = settings.sub("", text)
     assert len(settings.findall(text)) == len(KEYS) + 6  # the table has 6 keys of its own
@@ -226,3 +226,23 @@ def test_the_template_loads_when_everything_in_it_is_switched_on(tmp_path: Path)
     assert config.max_accuracy_drop == pytest.approx(0.005)
     assert config.preprocessing is not None
     assert load_preprocessing(config.preprocessing).kind == "image"
+
+
+def test_the_recipe_names_are_those_of_the_passes_in_their_order() -> None:
+    from edgeopt.compression import PASSES
+
+    assert tuple(PASSES) == PASS_NAMES
+
+
+def test_a_recipe_is_put_in_order_and_may_be_one_text() -> None:
+    config = config_of({"recipe": ["correct-bias, equalize", "fold-batch-norm"]})
+    assert config.recipe == ("fold-batch-norm", "equalize", "correct-bias")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [(["auto", "equalize"], "auto and none stand alone"), (["equalise"], "did you mean 'equalize'")],
+)
+def test_a_bad_recipe_is_refused(recipe: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config_of({"recipe": recipe})

@@ -9,17 +9,20 @@ import typer
 
 from edgeopt.cli.compare import compare
 from edgeopt.cli.console import Settings
+from edgeopt.cli.debug import debug
 from edgeopt.cli.devices import devices
 from edgeopt.cli.doctor import doctor
 from edgeopt.cli.export import export
 from edgeopt.cli.init import init
 from edgeopt.cli.inspect import inspect
+from edgeopt.cli.qat import qat
+from edgeopt.cli.sensitivity import sensitivity
 from edgeopt.cli.targets import targets
 from edgeopt.cli.validate import validate
 
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Build and prove": (export, validate, compare),
-    "Look": (inspect, targets, devices),
+    "Build and prove": (export, qat, validate, compare),
+    "Look": (inspect, sensitivity, debug, targets, devices),
     "Set up": (init, doctor),
 }
 HELP = """Turn a trained PyTorch model into a quantized file for phones and boards, and prove it on that file.

@@ -47,6 +47,8 @@ def export(
     estimator: Annotated[str | None, _flag("estimator")] = None,
     percentile: Annotated[str | None, _flag("percentile")] = None,
     keep_float: Annotated[list[str] | None, _flag("keep_float")] = None,
+    int16_activations: Annotated[list[str] | None, _flag("int16_activations")] = None,
+    recipe: Annotated[list[str] | None, _flag("recipe")] = None,
     io: Annotated[str | None, _flag("io")] = None,
     max_accuracy_drop: Annotated[str | None, _flag("max_accuracy_drop")] = None,
     min_agreement: Annotated[str | None, _flag("min_agreement")] = None,

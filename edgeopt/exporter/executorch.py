@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,14 +11,22 @@ from edgeopt.errors import ConversionError
 from edgeopt.exporter.base import QuantizationRequest, layer_is_exempt, make_artifact
 from edgeopt.exporter.executorch_graph import dynamic_shapes, example_inputs, simplify
 from edgeopt.exporter.executorch_io import quantize_io
-from edgeopt.exporter.executorch_lowering import Lowered, blame, capture, first_line, lower, quiet_vendor
-from edgeopt.exporter.executorch_observer import calibrate, observe_weights
+from edgeopt.exporter.executorch_lowering import blame, capture, first_line, lower, quiet_vendor
+from edgeopt.exporter.executorch_observer import calibrate
 from edgeopt.exporter.executorch_quantizer import XnnpackQuantizer
+from edgeopt.exporter.executorch_scheme import unsupported
+from edgeopt.exporter.executorch_weights import (
+    observe_weights,
+    quantize_embeddings,
+    quantize_linears_to_4_bits,
+)
 from edgeopt.formats.executorch import ProgramOp, read_program
+from edgeopt.formats.executorch_kinds import MOVEMENT, PORTABLE_MOVEMENT
 from edgeopt.types import (
     Artifact,
     Dim,
     Format,
+    LayerRules,
     Model,
     Precision,
     QuantParams,
@@ -41,22 +49,10 @@ _INT8_KERNELS = {
     "Add", "Clamp", "Conv2d", "ConvTranspose2d", "DepthwiseConv2d", "ELU", "FullyConnected", "GlobalAvgPooling2d",
     "MaxPooling2d", "Multiply", "Subtract",
 }  # fmt: skip
-#: Delegated operators that move or convert values and compute nothing.
-_MOVEMENT = {
-    "Convert", "StaticTranspose", "StaticReshape", "StaticSlice", "StaticConstantPad", "Copy", "Concatenate2",
-    "Concatenate3", "Concatenate4", "Concatenate5",
-}  # fmt: skip
-#: The same for portable kernels, overloads left out.
-_PORTABLE_MOVEMENT = {
-    "aten.view_copy", "aten.permute_copy", "aten.transpose_copy", "aten.t_copy", "aten.expand_copy", "aten.cat",
-    "aten.slice_copy", "aten.select_copy", "aten.squeeze_copy", "aten.unsqueeze_copy", "aten.split_copy",
-    "aten.split_with_sizes_copy", "aten.unbind_copy", "aten.clone", "aten._to_copy", "aten.stack", "aten.full",
-    "aten.full_like", "aten.scalar_tensor", "aten.constant_pad_nd", "aten.index", "aten.index_select", "aten.gather",
-    "aten.copy", "aten.repeat", "aten.flip", "aten.detach_copy", "aten.alias_copy", "aten.as_strided_copy",
-    "aten.pixel_shuffle", "aten.pixel_unshuffle", "aten.roll", "aten.empty", "aten.arange", "executorch_prim.et_view",
-    "dim_order_ops._to_dim_order_copy", "dim_order_ops._clone_dim_order", "dim_order_ops._empty_dim_order",
-    "quantized_decomposed.quantize_per_tensor", "quantized_decomposed.dequantize_per_tensor",
-}  # fmt: skip
+
+
+#: What decodes the int8 rows of an embedding; the lookup is that of their scales.
+_DECODERS = {"Multiply", "aten.mul", "aten.embedding"}
 
 
 class ExecuTorchExporter:
@@ -64,6 +60,9 @@ class ExecuTorchExporter:
 
     format: Format = "executorch"
     suffix = ".pte"
+
+    def unsupported(self, scheme: Scheme, rules: LayerRules) -> str | None:
+        return unsupported(scheme, rules)
 
     def export_float(self, model: Model, directory: Path) -> Artifact:
         path = directory / f"model_fp32{self.suffix}"
@@ -77,16 +76,18 @@ class ExecuTorchExporter:
     ) -> Artifact:
         del float_artifact  # PT2E starts from the module
         scheme = request.scheme
-        _check_scheme(scheme)
+        if (reason := self.unsupported(scheme, request.rules)) is not None:
+            raise ConversionError(reason, where="scheme", fix="see `edgeopt targets` for what each format offers")
         path = directory / f"model{self.suffix}"
         io: dict[str, QuantParams] = {}
         with quiet_vendor():
             inputs = example_inputs(model)
             graph = _quantize(_capture_model(model), model, request)
+            decoded = quantize_embeddings(graph, scheme, request.keep_float)
             if scheme.io == "int8":
                 io, inputs = quantize_io(graph, model, inputs)
-            lowered = lower(capture(graph, inputs, dynamic_shapes(model.inputs)), path)
-        unquantized = _unquantized(read_program(path).ops, lowered, request)
+            lower(capture(graph, inputs, dynamic_shapes(model.inputs)), path)
+        unquantized = _unquantized(read_program(path).ops, request, decoded)
         return _artifact(model, path, scheme.precision, io, _history(request), unquantized)
 
 
@@ -102,20 +103,6 @@ def _capture_model(model: Model) -> ExportedProgram:
     return program
 
 
-def _check_scheme(scheme: Scheme) -> None:
-    problem = None
-    if scheme.precision == "fp16":
-        problem = "ExecuTorch's XNNPACK delegate has no fp16 recipe here"
-    elif scheme.precision != "w8a8" or scheme.activations == "none":
-        problem = f"the ExecuTorch exporter makes static and dynamic w8a8, not {scheme.precision}"
-    elif scheme.activations == "dynamic" and scheme.weight_granularity == "per-tensor":
-        problem = "XNNPACK's dynamic kernels take per-channel weights only"
-    elif scheme.activations == "dynamic" and scheme.io == "int8":
-        problem = "with dynamic activations there is no fixed scale for int8 inputs and outputs"
-    if problem:
-        raise ConversionError(problem, where="scheme", fix="see `edgeopt targets` for what each format offers")
-
-
 def _quantize(program: ExportedProgram, model: Model, request: QuantizationRequest) -> GraphModule:
     """The float graph with quantize and dequantize operators in it."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
@@ -126,10 +113,11 @@ def _quantize(program: ExportedProgram, model: Model, request: QuantizationReque
     try:
         prepared = prepare_pt2e(graph, XnnpackQuantizer(scheme, request.keep_float))
         if request.calibration is not None:
-            calibrate(prepared, request.calibration, model.inputs, symmetric=scheme.activation_symmetric)
-        else:
-            observe_weights(prepared)
+            calibrate(prepared, request.calibration, model.inputs, scheme, model.input_ranges)
+        observe_weights(prepared, scheme)
         converted: GraphModule = convert_pt2e(prepared)
+        if scheme.weight_bits == 4:
+            quantize_linears_to_4_bits(converted, scheme)
     except (AssertionError, NotImplementedError, RuntimeError, ValueError) as error:
         operator, layer = blame(program, error)
         at = f" at the operator {operator}" if operator else ""
@@ -148,10 +136,14 @@ def _history(request: QuantizationRequest) -> tuple[StepRecord, ...]:
         "precision": scheme.precision,
         "activations": scheme.activations,
         "weights": scheme.weight_granularity,
+        "weight_estimator": scheme.weight_estimator,
+        "scale": scheme.scale,
         "symmetric": scheme.activation_symmetric,
         "io": scheme.io,
         "keep_float": ",".join(request.keep_float) or None,
     }
+    if scheme.weight_granularity == "per-group":
+        config["group_size"] = scheme.group_size
     if request.calibration is not None:
         config["estimator"] = request.calibration.estimator.name
         config["samples"] = request.calibration.count
@@ -201,25 +193,28 @@ def _bind(spec: TensorSpec, native: SignatureTensor, io: dict[str, QuantParams])
     return replace(native, name=spec.name, shape=shape, model_dtype=spec.dtype, quantization=io.get(spec.name))
 
 
-def _unquantized(ops: Sequence[ProgramOp], lowered: Lowered, request: QuantizationRequest) -> tuple[UnquantizedOp, ...]:
-    """Float computation in the written file: portable kernels, and delegated operators without int8 operands."""
+def _unquantized(
+    ops: Sequence[ProgramOp], request: QuantizationRequest, decoded: Collection[str]
+) -> tuple[UnquantizedOp, ...]:
+    """Float computation in the written file: portable kernels, and delegated operators without int8 operands.
+
+    `decoded` are layers whose int8 rows float operators decode.
+    """
     found = []
     for op in ops:
         type_ = op.info.type
         base = type_.rpartition(".")[0] if type_.count(".") > 1 else type_
-        if type_ in _MOVEMENT or base in _PORTABLE_MOVEMENT or not _computes_in_float(op):
+        if type_ in MOVEMENT or base in PORTABLE_MOVEMENT or not _computes_in_float(op):
             continue
-        if op.info.delegate is None:
-            layer = lowered.kernels.get(op.instruction, "")
+        if op.layer in decoded and base in _DECODERS:
+            continue
+        if op.layer and layer_is_exempt(op.layer, request.keep_float):
+            reason = "kept in float as asked"
+        elif op.info.delegate is None:
             reason = f"the XNNPACK delegate does not take {base}, which runs on a portable kernel"
         else:
-            layer = lowered.delegated.get((op.instruction, op.debug_handle or 0), "")
             reason = _why_float(type_, request.scheme)
-        if layer and layer_is_exempt(layer, request.keep_float):
-            reason = "kept in float as asked"
-        found.append(
-            UnquantizedOp(name=f"{layer}/{op.info.name}" if layer else op.info.name, type=type_, reason=reason)
-        )
+        found.append(UnquantizedOp(name=op.info.name, type=type_, reason=reason))
     return tuple(found)
 
 

@@ -41,6 +41,13 @@ def target_is(node: object, *names: str) -> bool:
     return operator_name(node).rpartition(".")[0] in names
 
 
+def attribute(module: GraphModule, node: Node) -> torch.Tensor:
+    """The parameter or buffer that a get_attr node stands for."""
+    path, _, name = str(node.target).rpartition(".")
+    value: torch.Tensor = getattr(module.get_submodule(path), name)
+    return value
+
+
 def example_inputs(model: Model) -> tuple[torch.Tensor, ...]:
     """The model's example inputs; a dynamic dimension of size 1 is doubled, since torch.export would fix it at 1."""
     import torch

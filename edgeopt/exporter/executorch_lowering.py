@@ -8,13 +8,13 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeopt.errors import ConversionError
 from edgeopt.exporter.base import strip_wrapper
 from edgeopt.exporter.executorch_graph import layer_of, operator_name, own_every_dequantize
+from edgeopt.formats.executorch_layers import add_layers
 
 if TYPE_CHECKING:
     import torch
@@ -52,21 +52,8 @@ def capture(
         raise _capture_error(module, error) from error
 
 
-@dataclass(frozen=True, slots=True)
-class Lowered:
-    """What `lower` wrote, and where its operators come from.
-
-    Attributes:
-        kernels: instruction -> source layer of a portable kernel call.
-        delegated: (instruction, debug handle) -> source layer of an operator inside a delegate.
-    """
-
-    kernels: Mapping[int, str]
-    delegated: Mapping[tuple[int, int], str]
-
-
-def lower(program: ExportedProgram, path: Path) -> Lowered:
-    """Delegate to XNNPACK what it takes and write the .pte file. Raises ConversionError."""
+def lower(program: ExportedProgram, path: Path) -> None:
+    """Delegate to XNNPACK what it takes and write the .pte file, source layers included. Raises ConversionError."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
@@ -80,18 +67,15 @@ def lower(program: ExportedProgram, path: Path) -> Lowered:
         manager = edge.to_executorch()
     except Exception as error:  # the compiler's passes raise all kinds
         raise _lowering_error(program, error) from error
-    path.write_bytes(manager.buffer)
-    _check_loads(path)
-    kernels: dict[int, str] = {}
-    delegated: dict[tuple[int, int], str] = {}
+    layers: dict[int | tuple[int, int], str] = {}
     remaining = iter(blocks)
     for instruction, handle in manager.debug_handle_map["forward"].items():
         if isinstance(handle, list):
-            layers = next(remaining, {})
-            delegated |= {(instruction, inner): layer for inner, layer in layers.items()}
+            layers |= {(instruction, inner): layer for inner, layer in next(remaining, {}).items()}
         else:
-            kernels[instruction] = handles.get(handle, "")
-    return Lowered(kernels, delegated)
+            layers[instruction] = handles.get(handle, "")
+    path.write_bytes(add_layers(manager.buffer, layers))
+    _check_loads(path)
 
 
 def _delegated_graphs(program: ExportedProgram) -> list[Graph]:

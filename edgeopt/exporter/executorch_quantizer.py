@@ -19,11 +19,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgeopt.exporter.base import layer_is_exempt
-from edgeopt.exporter.executorch_graph import layer_of, operator_name, target_is
+from edgeopt.exporter.executorch_graph import attribute, layer_of, operator_name, target_is
+from edgeopt.exporter.executorch_weights import fits_4_bits
 from edgeopt.types import Scheme
 
 if TYPE_CHECKING:
     from torch.fx import Graph, GraphModule, Node
+    from torchao.quantization.pt2e.quantizer import QuantizationConfig
 
 _GEMMS = ("aten.conv1d", "aten.conv2d", "aten.linear", "aten.conv_transpose1d", "aten.conv_transpose2d")
 _UNSUPPORTED = ("aten.conv3d", "aten.conv_transpose3d")
@@ -64,6 +66,8 @@ class XnnpackQuantizer:
         for node in model.graph.nodes:
             if node.op == "call_function" and self._stays_float(node, masks):
                 _annotate(node)
+        if self.scheme.weight_bits == 4:
+            self._annotate_4_bit_linears(model)
         stock = XNNPACKQuantizer().set_global(self._config())
         wanted = {"linear", "linear_relu"} if self.scheme.activations == "dynamic" else None
         stock.SUPPORTED_PATTERNS = [
@@ -102,6 +106,15 @@ class XnnpackQuantizer:
             source in masks for source in node.all_input_nodes
         )
 
+    def _annotate_4_bit_linears(self, model: GraphModule) -> None:
+        """Only what they read goes through PT2E, which knows no groups; the weight follows after conversion."""
+        from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+        for node in model.graph.nodes:
+            is_open = target_is(node, "aten.linear") and Q_ANNOTATION_KEY not in node.meta
+            if is_open and fits_4_bits(attribute(model, node.args[1]), self.scheme):
+                _annotate(node, {node.args[0]: self._dynamic_config().input_activation})
+
     def _refine(self, graph: Graph) -> None:
         from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
@@ -130,13 +143,17 @@ class XnnpackQuantizer:
         annotation.input_qspec_map = {k: v for k, v in annotation.input_qspec_map.items() if k is not padding}
         _annotate(padding, {padding.all_input_nodes[0]: self._activation()})
 
-    def _config(self) -> object:
+    def _dynamic_config(self) -> QuantizationConfig:
+        from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import get_symmetric_quantization_config
+
+        config: QuantizationConfig = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
+        return config
+
+    def _config(self) -> QuantizationConfig:
         from torchao.quantization.pt2e.quantizer import QuantizationConfig
 
         if self.scheme.activations == "dynamic":
-            from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import get_symmetric_quantization_config
-
-            return get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
+            return self._dynamic_config()
         return QuantizationConfig(self._activation(), self._activation(), self._weight(), None, False)
 
     def _activation(self) -> object:
@@ -167,10 +184,7 @@ class XnnpackQuantizer:
             qscheme=torch.per_channel_symmetric if per_channel else torch.per_tensor_symmetric,
             ch_axis=0,
             is_dynamic=False,
-            # A finer step would let input scale x weight scale / output scale leave what XNNPACK can requantize.
-            observer_or_fake_quant_ctr=(PerChannelMinMaxObserver if per_channel else MinMaxObserver).with_args(
-                eps=2**-12
-            ),
+            observer_or_fake_quant_ctr=PerChannelMinMaxObserver if per_channel else MinMaxObserver,
         )
 
 

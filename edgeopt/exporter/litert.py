@@ -7,14 +7,16 @@ from importlib import metadata
 from pathlib import Path
 
 from edgeopt.errors import ConversionError, UsageError
-from edgeopt.exporter import litert_convert, litert_quantize
-from edgeopt.exporter.base import QuantizationRequest
+from edgeopt.exporter import litert_convert, litert_quantize, litert_recipe
+from edgeopt.exporter.base import QuantizationRequest, make_artifact
+from edgeopt.exporter.litert_names import KERNEL_OPERATORS
 from edgeopt.formats.litert import readable, summarize
 from edgeopt.types import (
     Artifact,
     Dim,
     FileSummary,
     Format,
+    LayerRules,
     Model,
     Precision,
     Scheme,
@@ -43,6 +45,9 @@ class LiteRTExporter:
     format: Format = "litert"
     suffix = ".tflite"
 
+    def unsupported(self, scheme: Scheme, rules: LayerRules) -> str | None:
+        return litert_recipe.unsupported(scheme, rules)
+
     def export_float(self, model: Model, directory: Path) -> Artifact:
         path = directory / f"model_fp32{self.suffix}"
         if model.module is not None:
@@ -52,40 +57,47 @@ class LiteRTExporter:
         else:
             raise ConversionError("holds neither a module nor a graph file", where=model.name)
         history = (*model.history, StepRecord("export", {"format": self.format}))
-        return _artifact(path, "fp32", model, history, ())
+        return _artifact(path, _summary(path), "fp32", model, history)
 
     def export_quantized(
         self, model: Model, float_artifact: Artifact, request: QuantizationRequest, directory: Path
     ) -> Artifact:
-        path = directory / f"model{self.suffix}"
-        kept = litert_quantize.quantize(float_artifact.path, float_artifact.signature, request, path)
         scheme = request.scheme
-        artifact = _artifact(path, scheme.precision, model, (*float_artifact.history, _record(request)), ())
-        reasons = {readable(k.tensor): k.reason for k in kept}
-        return replace(artifact, unquantized_ops=_unquantized(summarize(path), scheme, reasons))
+        if reason := self.unsupported(scheme, request.rules):
+            raise ConversionError(reason, where=model.name)
+        path = directory / f"model{self.suffix}"
+        kept = litert_quantize.quantize(
+            float_artifact.path, float_artifact.signature, request, path, model.input_ranges
+        )
+        summary = _summary(path)
+        unquantized = _unquantized(summary, scheme, {readable(k.tensor): k.reason for k in reversed(kept)})
+        history = (*float_artifact.history, _record(request))
+        return _artifact(path, summary, scheme.precision, model, history, unquantized)
+
+
+def _summary(path: Path) -> FileSummary:
+    try:
+        return summarize(path)
+    except UsageError as error:
+        raise ConversionError("the converter wrote an unreadable file", where=str(path)) from error
 
 
 def _artifact(
     path: Path,
+    summary: FileSummary,
     precision: Precision,
     model: Model,
     history: tuple[StepRecord, ...],
-    unquantized: tuple[UnquantizedOp, ...],
+    unquantized: tuple[UnquantizedOp, ...] = (),
 ) -> Artifact:
-    try:
-        summary = summarize(path)
-    except UsageError as error:
-        raise ConversionError("the converter wrote an unreadable file", where=str(path)) from error
-    return Artifact(
-        path=path,
-        format="litert",
+    return make_artifact(
+        path,
+        format_="litert",
         precision=precision,
         signature=_signature(model, summary),
-        size_bytes=summary.size_bytes,
-        sha256=summary.sha256,
         history=history,
-        tools={name: metadata.version(name) for name in (*_converters(model), *_TOOLS)},
-        unquantized_ops=unquantized,
+        tools=(*_converters(model), *_TOOLS),
+        unquantized=unquantized,
     )
 
 
@@ -128,22 +140,25 @@ def _described(tensor: SignatureTensor, spec: TensorSpec, from_torch: bool) -> S
 
 def _record(request: QuantizationRequest) -> StepRecord:
     scheme, calibration = request.scheme, request.calibration
-    return StepRecord(
-        "quantize",
-        {
-            "precision": scheme.precision,
-            "activations": scheme.activations,
-            "weight_granularity": scheme.weight_granularity,
-            "activation_symmetric": scheme.activation_symmetric,
-            "io": scheme.io,
-            "keep_float": " ".join(request.keep_float) or None,
-            "estimator": calibration.estimator.name if calibration else None,
-            "percentile": calibration.estimator.percentile
-            if calibration and calibration.estimator.name == "percentile"
-            else None,
-            "calibration_samples": calibration.count if calibration else None,
-        },
-    )
+    config: dict[str, str | int | float | bool | None] = {
+        "precision": scheme.precision,
+        "activations": scheme.activations,
+        "weight_granularity": scheme.weight_granularity,
+        "activation_symmetric": scheme.activation_symmetric,
+        "io": scheme.io,
+        "keep_float": " ".join(request.rules.keep_float) or None,
+        "int16_activations": " ".join(request.rules.int16_activations) or None,
+        "weight_symmetric": scheme.weight_symmetric,
+        "weight_estimator": scheme.weight_estimator,
+        "scale": scheme.scale,
+        "group_size": scheme.group_size if scheme.weight_granularity == "per-group" else None,
+        "estimator": calibration.estimator.name if calibration else None,
+        "percentile": calibration.estimator.percentile
+        if calibration and calibration.estimator.name == "percentile"
+        else None,
+        "calibration_samples": calibration.count if calibration else None,
+    }
+    return StepRecord("quantize", config)
 
 
 def _unquantized(summary: FileSummary, scheme: Scheme, reasons: dict[str, str]) -> tuple[UnquantizedOp, ...]:
@@ -154,19 +169,22 @@ def _unquantized(summary: FileSummary, scheme: Scheme, reasons: dict[str, str]) 
     for op in summary.ops:
         if op.dtype not in ("float32", "float16") or op.type in _CONVERSIONS:
             continue
-        if scheme.activations == "none" and op.name not in reasons:
+        has_form = litert_recipe.has_recipe(op.type, scheme)
+        if scheme.activations == "none" and op.name not in reasons and (has_form or op.type not in KERNEL_OPERATORS):
             continue  # With quantized weights only, float arithmetic is what was asked for.
         if scheme.activations == "dynamic" and op.type in _MOVEMENT:
             continue
-        found.append(UnquantizedOp(op.name, op.type, reasons.get(op.name) or _reason(op.type, scheme)))
+        found.append(UnquantizedOp(op.name, op.type, reasons.get(op.name) or _reason(op.type, scheme, has_form)))
     return tuple(found)
 
 
-def _reason(kind: str, scheme: Scheme) -> str:
-    if litert_quantize.has_recipe(kind, scheme.activations):
-        if scheme.activations == "dynamic":
-            return "its weights are not constant: both operands are activations"
-        return "ai-edge-quantizer found no int8 form for these inputs"
-    if scheme.activations == "dynamic":
+def _reason(kind: str, scheme: Scheme, has_form: bool) -> str:
+    if scheme.activations == "static":
+        if has_form:
+            return "ai-edge-quantizer found no integer form for these inputs"
+        return f"ai-edge-quantizer has no int{scheme.activation_bits} recipe for {kind}"
+    if has_form:
+        return "its weights are not constant: both operands are activations"
+    if scheme.weight_bits == 8 or kind not in KERNEL_OPERATORS:
         return "dynamic quantization covers matrix products, convolutions and embeddings only"
-    return f"ai-edge-quantizer has no int8 recipe for {kind}"
+    return f"{kind} has no {scheme.weight_granularity} {scheme.weight_bits}-bit weights in LiteRT"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _DOT = "|"
 #: Kinds of mark: layers that own the kernel an operator is named after, and all others.
 _KERNEL, _OTHER = "kernel", "other"
-_KERNEL_OPERATORS = (
+KERNEL_OPERATORS = (
     "CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "CONV_3D", "CONV_3D_TRANSPOSE", "FULLY_CONNECTED", "BATCH_MATMUL",
     "EMBEDDING_LOOKUP",
 )  # fmt: skip
@@ -122,7 +122,7 @@ def _is_kernel(model: schema.ModelT, operator: schema.OperatorT) -> bool:
     from ai_edge_litert import schema_py_generated as schema
 
     code = model.operatorCodes[operator.opcodeIndex].builtinCode
-    return code in {getattr(schema.BuiltinOperator, name) for name in _KERNEL_OPERATORS}
+    return code in {getattr(schema.BuiltinOperator, name) for name in KERNEL_OPERATORS}
 
 
 def _operator_layer(

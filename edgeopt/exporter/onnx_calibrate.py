@@ -1,4 +1,4 @@
-"""Ranges of a float ONNX graph's activations: run it on the calibration samples and look at some inner tensors."""
+"""Ranges of a float ONNX graph's activations: learned, known, or found by running it on the calibration samples."""
 
 from __future__ import annotations
 
@@ -10,15 +10,74 @@ import numpy as np
 
 from edgeopt.calibration.ranges import ActivationRanges, Range
 from edgeopt.errors import ConversionError, DataError
-from edgeopt.exporter.base import CalibrationRun
-from edgeopt.types import Array, Sample, Signature
+from edgeopt.exporter.base import CalibrationRun, strip_wrapper
+from edgeopt.exporter.onnx_plan import Plan, Role
+from edgeopt.exporter.onnx_rewrite import for_int8
+from edgeopt.formats.onnx import source_layer
+from edgeopt.types import Array, Model, Sample, Scheme, Signature
 
 if TYPE_CHECKING:
     import onnx
 
 
+def activation_ranges(
+    proto: onnx.ModelProto, plan: Plan, signature: Signature, model: Model, run: CalibrationRun, scheme: Scheme
+) -> dict[str, Range]:
+    """The range of each tensor that `plan` observes: what training learned, else what an earlier run found, else what
+    the samples show.
+
+    A run over the samples looks at all that the graph would need with no layer exempt as well, so that the next
+    conversion finds it in `run.known`.
+
+    Args:
+        proto: the float graph as exported, before `for_int8`.
+        plan: made from that graph.
+
+    Raises as `observe` does.
+    """
+    learned = learned_ranges(plan, model.input_ranges)
+    needed = [name for name in plan.observed if name not in learned]
+    prefix = f"{scheme.activation_symmetric}:{scheme.activation_bits}:"
+    missing = [name for name in needed if f"{prefix}{name}" not in run.known]
+    if missing:
+        whole = for_int8(proto, _exempts_nothing)
+        complete = Plan(whole, _exempts_nothing, scheme)
+        tensors = dict.fromkeys((*complete.observed, *complete.read_by_anchors, *missing))
+        unknown = [name for name in tensors if f"{prefix}{name}" not in run.known]
+        found = observe(whole, signature, unknown, run, scheme)
+        run.known.update({f"{prefix}{name}": bounds for name, bounds in found.items()})
+    return learned | {name: run.known[f"{prefix}{name}"] for name in needed}
+
+
+def _exempts_nothing(node: onnx.NodeProto) -> bool:
+    del node
+    return False
+
+
+def learned_ranges(plan: Plan, input_ranges: Mapping[str, tuple[float, float]]) -> dict[str, Range]:
+    """Ranges that training learned for the inputs of layers, by the tensor whose parameters they decide.
+
+    Where a layer reads what was only moved or rescaled, that is the tensor before; where several layers read the same
+    tensor, the range covers all of theirs.
+    """
+    by_layer = {strip_wrapper(layer): bounds for layer, bounds in input_ranges.items()}
+    found: dict[str, Range] = {}
+    for node in plan.nodes if by_layer else ():
+        bounds = by_layer.get(source_layer(node))
+        if bounds is None or plan.roles.get(node.name) not in (Role.CONV, Role.GEMM, Role.MATMUL):
+            continue
+        read = plan.activations(node)
+        if len(read) != 1:
+            continue  # a product of two activations has no weights
+        name, factor = plan.origin(read[0])
+        low, high = min(bounds[0] / factor, 0.0), max(bounds[1] / factor, 0.0)
+        known = found.get(name, Range(low, high))
+        found[name] = Range(min(low, known.min), max(high, known.max))
+    return found
+
+
 def observe(
-    proto: onnx.ModelProto, signature: Signature, tensors: Sequence[str], run: CalibrationRun, symmetric: bool
+    proto: onnx.ModelProto, signature: Signature, tensors: Sequence[str], run: CalibrationRun, scheme: Scheme
 ) -> dict[str, Range]:
     """The range of each of `tensors` over the calibration samples; holds the activations of one sample at a time.
 
@@ -27,7 +86,9 @@ def observe(
     """
     import onnxruntime as ort
 
-    estimator = ActivationRanges(run.estimator, symmetric=symmetric, total=run.count)
+    estimator = ActivationRanges(
+        run.estimator, symmetric=scheme.activation_symmetric, bits=scheme.activation_bits, total=run.count
+    )
     inputs = {t.native_name for t in signature.inputs}
     inner = [name for name in tensors if name not in inputs]
     options = ort.SessionOptions()

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     import torch
 
 OPSET = 18
+#: The first whose Cast knows 4-bit integers, and whose QuantizeLinear knows 16-bit ones.
+WIDE_OPSET = 21
+#: The first version of the file format with 4-bit integers.
+MIN_IR = 10
 #: protobuf can't serialize more; weights beside the file would make it two files that must not be parted.
 MAX_BYTES = 2**31 - 1
 #: Operators into which a following batch-norm may have been folded.
@@ -36,7 +40,7 @@ def float_graph(model: Model) -> onnx.ModelProto:
     Raises ConversionError naming operator and layer, or the size when the graph doesn't fit one file of 2 GiB.
     """
     if model.native is not None and model.native.kind == "onnx":
-        proto = _raised(load(model.native.path), model)
+        proto = at_opset(load(model.native.path), OPSET, model.name)
     elif model.module is not None:
         _check_size(sum(v.nbytes for v in model.module.state_dict().values() if hasattr(v, "nbytes")))
         proto = _from_torch(model, model.module)
@@ -46,29 +50,35 @@ def float_graph(model: Model) -> onnx.ModelProto:
             f"a {kind} model can't be converted to ONNX", where=model.name, fix="export it to a LiteRT target"
         )
     _check_size(sum(weight_bytes(i) for i in proto.graph.initializer))
-    _name_by_layer(proto)
+    from_file = model.native is not None
+    _name_by_layer(proto, from_file)
     proto = _simplified(proto)
-    _name_by_layer(proto)
+    _name_by_layer(proto, from_file)
     clean(proto)
     return proto
 
 
-def _raised(proto: onnx.ModelProto, model: Model) -> onnx.ModelProto:
-    """A graph of an older opset as one of ours: per-channel QuantizeLinear came with 13, axes as inputs with 18."""
+def at_opset(proto: onnx.ModelProto, opset: int, name: str) -> onnx.ModelProto:
+    """The graph in at least that opset; `name` is the model's, for the error.
+
+    Raises ConversionError where an operator of an older one has no equivalent.
+    """
     import onnx
 
-    opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=OPSET)
-    if opset >= OPSET:
+    given = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=opset)
+    if given >= opset:
         return proto
     try:
-        return onnx.version_converter.convert_version(proto, OPSET)
+        raised = onnx.version_converter.convert_version(proto, opset)
     # The C++ converter raises RuntimeError and its own classes for operators that it has no rule for.
     except Exception as error:
         raise ConversionError(
-            f"its opset {opset} can't be raised to {OPSET}: {_first_line(error)}",
-            where=model.name,
-            fix=f"export the ONNX file again with opset {OPSET}",
+            f"its opset {given} can't be raised to {opset}: {_first_line(error)}",
+            where=name,
+            fix=f"export the ONNX file again with opset {opset}, or choose a scheme that needs none",
         ) from error
+    raised.ir_version = max(raised.ir_version, MIN_IR)
+    return raised
 
 
 def _from_torch(model: Model, module: torch.nn.Module) -> onnx.ModelProto:
@@ -170,11 +180,15 @@ def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def _name_by_layer(proto: onnx.ModelProto) -> None:
-    """Node names become "<layer>/<operator>", unique, in graph order; names survive every tool, metadata does not."""
+def _name_by_layer(proto: onnx.ModelProto, keep_own: bool) -> None:
+    """Node names become "<layer>/<operator>", unique, in graph order; names survive every tool, metadata does not.
+
+    With `keep_own`, nodes outside any layer keep the names that a file gave them, by which its users know them.
+    """
     parameters = {i.name for i in proto.graph.initializer}
     readers = Counter(name for node in proto.graph.node for name in set(node.input))
     used: Counter[str] = Counter()
+    taken: set[str] = set()
     for node in proto.graph.node:
         layer = source_layer(node)
         if node.op_type in FOLDABLE and len(node.input) > 1 and node.metadata_props:
@@ -183,9 +197,14 @@ def _name_by_layer(proto: onnx.ModelProto) -> None:
             if weight in parameters and readers[weight] == 1 and weight.endswith(".weight"):
                 layer = weight.removesuffix(".weight")
         layer = strip_wrapper(layer)
-        name = f"{layer}/{node.op_type}" if layer else node.op_type
-        used[name] += 1
-        node.name = name if used[name] == 1 else f"{name}_{used[name] - 1}"
+        name = f"{layer}/{node.op_type}" if layer else (keep_own and node.name.strip("/")) or node.op_type
+        unique, count = name, used[name]
+        while unique in taken:
+            count += 1
+            unique = f"{name}_{count}"
+        used[name] = count
+        taken.add(unique)
+        node.name = unique
 
 
 def _simplified(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -14,12 +14,14 @@ Everything else, and everything exempted, stays float.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from edgeopt.exporter.onnx_rewrite import attributes, captured_names, constants_of, number
 from edgeopt.formats.onnx import tensor_types
+from edgeopt.types import Scheme
 
 if TYPE_CHECKING:
     import onnx
@@ -53,38 +55,40 @@ class Plan:
     Args:
         proto: float graph with unique node names, rewritten by `onnx_rewrite.for_int8`.
         exempt: whether a node must stay float.
-        quantize_io: float graph inputs and outputs become integers as well.
-        fold_clips: whether quantized ranges may start at zero, so that they can do the work of a Relu.
+        scheme: decides whether float graph inputs and outputs become integers as well; whether ranges may start at
+            zero, so that they can do the work of a Relu; and whether scales can take over any factor.
 
     Attributes:
+        nodes: of the graph, in order.
         roles: name of an int8 node -> its role; nodes that are absent stay float.
         folded: output of an int8 kernel -> output of the Relu or Clip that it absorbs.
         stored: tensors that exist only quantized (outputs of int8 kernels); float readers dequantize them.
         interface: float graph inputs and outputs that become integers.
         observed: tensors whose ranges calibration has to find, in graph order.
+        read_by_anchors: tensors that convolutions and matrix products read.
     """
 
-    def __init__(
-        self, proto: onnx.ModelProto, exempt: Callable[[onnx.NodeProto], bool], quantize_io: bool, fold_clips: bool
-    ) -> None:
+    def __init__(self, proto: onnx.ModelProto, exempt: Callable[[onnx.NodeProto], bool], scheme: Scheme) -> None:
         graph = proto.graph
-        self._nodes = list(graph.node)
+        self.nodes: tuple[onnx.NodeProto, ...] = tuple(graph.node)
+        self._scheme = scheme
         self._constants = constants_of(graph)
         self._types = tensor_types(proto)
         self._exempt = exempt
-        self._fold_clips = fold_clips
         self._inputs = [i.name for i in graph.input if i.name not in self._constants]
         self._outputs = frozenset(o.name for o in graph.output)
-        self._captured = frozenset(captured_names(self._nodes))
+        self._captured = frozenset(captured_names(self.nodes))
         self._positions = self._find_positions()
         self._readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in self._nodes:
+        for node in self.nodes:
             for name in dict.fromkeys(node.input):
                 self._readers.setdefault(name, []).append(node)
-        ends = (*self._inputs, *(o.name for o in graph.output)) if quantize_io else ()
+        ends = (*self._inputs, *(o.name for o in graph.output)) if scheme.io == "int8" else ()
         self.interface: frozenset[str] = frozenset(n for n in ends if self._types.get(n) == "float32")
         self.roles: Mapping[str, Role] = {}
         self.folded: Mapping[str, str] = {}
+        anchors = [n for n in self.nodes if self._anchor(n) is not None and not exempt(n)]
+        self.read_by_anchors = tuple(dict.fromkeys(n.input[0] for n in anchors if n.input[0] not in self._constants))
         self._solve()
         self.stored: frozenset[str] = frozenset(self._stored())
         self.observed = tuple(dict.fromkeys(self._observed()))
@@ -94,7 +98,7 @@ class Plan:
         banned: set[str] = set()
         while True:
             self._spread(banned)
-            useless = {n.name for n in self._nodes if n.name in self.roles and not self._pays(n)}
+            useless = {n.name for n in self.nodes if n.name in self.roles and not self._pays(n)}
             if not useless:
                 return
             banned |= useless
@@ -105,15 +109,17 @@ class Plan:
         quantized = set(self.interface.intersection(self._inputs))
         kernels: set[str] = set()  # outputs whose kernel could saturate in a Relu's place
         # What an anchor reads is quantized for it, so that a join may read it too (a residual from the graph's input).
-        read_by_anchors = {n.input[0] for n in self._nodes if self._anchor(n) is not None and not self._exempt(n)}
-        for node in self._nodes:
+        readable = set(self.read_by_anchors)
+        # What saturation leaves over is clipped on the integers, for which ONNX Runtime has no 16-bit kernel.
+        folds = self._scheme.activation_bits == 8 and not self._scheme.activation_symmetric
+        for node in self.nodes:
             if node.name in banned or self._captured.intersection(node.output) or self._exempt(node):
                 continue
-            role = self._role(node, quantized, read_by_anchors)
+            role = self._role(node, quantized, readable)
             if role is None:
                 continue
             source = node.input[0]
-            if node.op_type in CLIPS and self._fold_clips and source in kernels and self._read_once(source):
+            if folds and node.op_type in CLIPS and source in kernels and self._read_once(source):
                 role = Role.FOLDED
                 folded[source] = node.output[0]
             roles[node.name] = role
@@ -138,8 +144,8 @@ class Plan:
             return None
         if self.factor(node) is not None:
             return Role.RESCALE
-        if node.op_type == "HardSigmoid" and number(node, "alpha", 0.2) <= 0:
-            return None  # its slope becomes a scale, which is positive
+        if node.op_type == "HardSigmoid" and not self._is_scale(number(node, "alpha", 0.2)):
+            return None  # its slope becomes a factor of a scale
         if node.op_type == "AveragePool" and number(node, "ceil_mode", 0):
             return None  # the int8 kernel divides by the whole window where that hangs over the edge
         if node.op_type in UNARY_JOINS | BINARY_JOINS:
@@ -174,9 +180,32 @@ class Plan:
         if constant.size != 1 or constant.ndim > 1 or node.input[0] in self._constants:
             return None
         value = float(constant.reshape(-1)[0])
-        if not value > 0:
+        if not self._is_scale(value):
             return None
         return value if node.op_type == "Mul" else 1 / value
+
+    def _is_scale(self, factor: float) -> bool:
+        """Whether a scale times this is still one."""
+        return factor > 0 and (self._scheme.scale == "any" or math.frexp(factor)[0] == 0.5)
+
+    def origin(self, name: str) -> tuple[str, float]:
+        """The tensor whose parameters `name` has got through moves, and the factor between their scales."""
+        factor = 1.0
+        makers = {output: node for node in self.nodes for output in node.output}
+        while (maker := makers.get(name)) is not None:
+            role = self.roles.get(maker.name)
+            if role not in (Role.MOVE, Role.PAD, Role.RESCALE):
+                break
+            factor *= (self.factor(maker) or 1.0) if role is Role.RESCALE else 1.0
+            name = maker.input[0]
+        return name, factor
+
+    def clip_bounds(self, node: onnx.NodeProto) -> tuple[float, float]:
+        """Between which a Relu, or a Clip with constant bounds, keeps its output."""
+        if node.op_type == "Relu":
+            return 0.0, math.inf
+        given = [float(self._constants[n].reshape(-1)[0]) if n else None for n in (*node.input[1:], "", "")]
+        return (-math.inf if given[0] is None else given[0]), (math.inf if given[1] is None else given[1])
 
     def _pads_with_zero(self, node: onnx.NodeProto) -> bool:
         if attributes(node).get("mode", b"constant") != b"constant":
@@ -196,7 +225,7 @@ class Plan:
         return any(readers) or bool(self.interface.intersection(results))
 
     def _stored(self) -> Iterator[str]:
-        for node in self._nodes:
+        for node in self.nodes:
             role = self.roles.get(node.name)
             if role is None or role is Role.MATMUL:
                 continue
@@ -210,7 +239,7 @@ class Plan:
 
     def _observed(self) -> Iterator[str]:
         own_range = (Role.CONV, Role.GEMM, Role.JOIN)
-        for node in self._nodes:
+        for node in self.nodes:
             role = self.roles.get(node.name)
             if role is None or role is Role.FOLDED:
                 continue
@@ -232,7 +261,7 @@ class Plan:
     def _find_positions(self) -> frozenset[str]:
         """Float tensors that derive from integers only (positions, masks): eight bits can't tell 300 from 301."""
         found: set[str] = set()
-        for node in self._nodes:
+        for node in self.nodes:
             inputs = [name for name in node.input if name]
             if node.op_type in ("Cast", "Range", "ConstantOfShape"):
                 derived = all(self._types.get(name) != "float32" or name in found for name in inputs)

@@ -1,19 +1,21 @@
-"""Static int8 ONNX: the float graph with QuantizeLinear/DequantizeLinear pairs around what computes in int8.
+"""Static ONNX: the float graph with QuantizeLinear/DequantizeLinear pairs around what computes in integers.
 
-Activations are uint8 with a zero point, weights int8 with zero point 0, biases int32 with scale = activation scale *
-weight scale: the form that ONNX Runtime's kernels are fast with on x86 and bit-exact with on Arm. Formulas are those of
-the ONNX operators QuantizeLinear and DequantizeLinear.
+Activations are uint8 with a zero point, weights int8, biases int32 with scale = activation scale * weight scale: the
+form that ONNX Runtime's kernels are fast with on x86 and bit-exact with on Arm. With 16-bit activations (uint16, opset
+21) the file looks the same; NPU providers have kernels for it, ONNX Runtime's CPU computes it in float. Formulas are
+those of the ONNX operators QuantizeLinear and DequantizeLinear.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgeopt.calibration.ranges import Range
+from edgeopt.calibration.weights import QuantizedWeight, quantize_weight
 from edgeopt.exporter.onnx_plan import UNIT_RANGE, Plan, Role
 from edgeopt.exporter.onnx_rewrite import captured_names, constants_of, number
 from edgeopt.types import Array, Scheme
@@ -39,8 +41,8 @@ def quantize_graph(proto: onnx.ModelProto, plan: Plan, ranges: Mapping[str, Rang
 
     Args:
         proto: the graph that was planned.
-        ranges: a range for each of `plan.observed`.
-        scheme: weight granularity and symmetry of activations.
+        ranges: a range for each of `plan.observed`, and for others whose range was learned.
+        scheme: how weights and activations become integers.
     """
     import onnx
 
@@ -54,25 +56,40 @@ def quantize_graph(proto: onnx.ModelProto, plan: Plan, ranges: Mapping[str, Rang
     result.graph.node.extend(n for n in writer.nodes if n.op_type != "Constant" or n.output[0] in read)
     for value in (*result.graph.input, *result.graph.output):
         if value.name in plan.interface:
-            value.type.tensor_type.elem_type = onnx.TensorProto.UINT8
+            value.type.tensor_type.elem_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(integer_type(scheme)))
     kept = [i for i in (*proto.graph.initializer, *writer.initializers) if i.name in read]
     del result.graph.initializer[:]
     result.graph.initializer.extend(kept)
     return result
 
 
-def activation_parameters(bounds: Range, symmetric: bool) -> tuple[np.float32, int]:
-    """Scale and zero point of a uint8 activation; zero is always representable, as padding needs it."""
+def integer_type(scheme: Scheme) -> type[np.uint8] | type[np.uint16]:
+    """What activations are stored as."""
+    return np.uint16 if scheme.activation_bits == 16 else np.uint8
+
+
+def activation_parameters(bounds: Range, scheme: Scheme) -> tuple[np.float32, int]:
+    """Scale and zero point of an activation; zero is always representable, as padding needs it."""
     low, high = min(bounds.min, 0.0), max(bounds.max, 0.0)
-    if symmetric:
-        return _positive(max(-low, high) / 127), 128
-    scale = _positive((high - low) / 255)
-    return scale, int(np.clip(np.rint(-low / float(scale)), 0, 255))
+    top = 2**scheme.activation_bits - 1
+    middle = top // 2 + 1
+    if scheme.activation_symmetric:
+        return _usable(max(-low, high) / (middle - 1), scheme), middle
+    scale = _usable((high - low) / top, scheme)
+    return scale, int(np.clip(np.rint(-low / float(scale)), 0, top))
 
 
-def _positive(scale: float) -> np.float32:
+def unit_scale(scheme: Scheme) -> np.float32:
+    """For values in [0, 1] with zero point 0. The nearest power of two clips 1 itself, by less than one step."""
+    steps = 2**scheme.activation_bits
+    return np.float32(1 / (steps if scheme.scale == "power-of-two" else steps - 1))
+
+
+def _usable(scale: float, scheme: Scheme) -> np.float32:
     # A tensor that is always zero still needs a scale, and a subnormal one is as good as none.
-    return np.float32(scale) if scale >= float(np.finfo(np.float32).tiny) else np.float32(1)
+    if scale < float(np.finfo(np.float32).tiny):
+        return np.float32(1)
+    return np.float32(2.0 ** np.ceil(np.log2(scale)) if scheme.scale == "power-of-two" else scale)
 
 
 class _Writer:
@@ -86,6 +103,7 @@ class _Writer:
         self._plan = plan
         self._ranges = ranges
         self._scheme = scheme
+        self._integer = integer_type(scheme)
         self._forms: dict[str, Quantized] = {}
         self._decoded: dict[str, str] = {}
         self._made: set[str] = set()
@@ -104,7 +122,9 @@ class _Writer:
                 self._write_pad(node)
             elif role is Role.RESCALE:
                 self._write_rescale(node)
-            elif role is not Role.FOLDED:
+            elif role is Role.FOLDED:
+                self._clip_integers(node)
+            else:
                 self._write_kernel(node, role)
         for name in sorted(self._outputs):
             if name in self._plan.interface and name not in self._forms:
@@ -151,17 +171,41 @@ class _Writer:
             if role is Role.MOVE:
                 form = self._forms[node.input[0]]
                 self._quantize(name, form.scale, form.zero_point)
-            elif node.op_type in UNIT_RANGE:
-                self._quantize(name, np.float32(1 / 255), 0)
+            elif node.op_type == "HardSigmoid" or (node.op_type in UNIT_RANGE and name not in self._ranges):
+                self._quantize(name, unit_scale(self._scheme), 0)
             else:
                 self._quantize(name, *self._parameters(name))
+
+    def _clip_integers(self, node: onnx.NodeProto) -> None:
+        """Do what saturation does not of a folded Relu or Clip: a learned range, or one whose scale was rounded up to a
+        power of two, may reach beyond its bounds."""
+        from onnx import helper
+
+        name = node.output[0]
+        form = self._forms[name]
+        highest = int(np.iinfo(self._integer).max)
+        bounds = [
+            int(np.clip(np.rint(bound / float(form.scale)) + form.zero_point, 0, highest))
+            for bound in self._plan.clip_bounds(node)
+        ]
+        if bounds == [0, highest]:
+            return
+        clipped = Quantized(f"{name}_clipped", form.scale, form.zero_point)
+        if name in self._outputs and name in self._plan.interface:
+            # What leaves the graph is called as it was.
+            maker = next(made for made in reversed(self.nodes) if form.name in made.output)
+            form, clipped = replace(form, name=f"{name}_unclipped"), replace(clipped, name=name)
+            maker.output[0] = form.name
+        limits = [self._constant(f"step_{bound}", np.array(bound, dtype=self._integer)) for bound in bounds]
+        self.nodes.append(helper.make_node("Clip", [form.name, *limits], [clipped.name], name=node.name))
+        self._forms[name] = clipped
 
     def _write_pad(self, node: onnx.NodeProto) -> None:
         """Pad the integers themselves: around a float Pad there is no kernel, and zero is the zero point."""
         form = self._forms[node.input[0]]
         name = self._integer_name(node.output[0])
         copy = self._copy(node)
-        value = self._constant(f"{form.name}_pad", np.array(form.zero_point, dtype=np.uint8))
+        value = self._constant(f"{form.name}_pad", np.array(form.zero_point, dtype=self._integer))
         copy.input[:] = [form.name, node.input[1], value, *node.input[3:]]
         copy.output[:] = [name]
         self.nodes.append(copy)
@@ -187,18 +231,37 @@ class _Writer:
         copy.input[0] = self._operand(node.input[0])
         input_scale = self._forms[node.input[0]].scale
         bias = self._constants[node.input[2]] if len(node.input) > 2 and node.input[2] else None
-        weight = self._constants[node.input[1]]
-        scale = self._weight_scale(weight, axis)
+        # The kernel for grouped convolutions is 50 times slower where channels differ in their zero points.
+        grouped = number(node, "group", 1) > 1
+        scheme = replace(self._scheme, weight_symmetric=True) if grouped else self._scheme
+        weight = quantize_weight(self._constants[node.input[1]], scheme, axis)
         if bias is not None:
-            # A channel of tiny weights with a large bias would overflow int32.
-            need = np.abs(bias).astype(np.float64) / (float(input_scale) * MAX_QUANTIZED_BIAS)
-            scale = np.maximum(scale, (need if scale.ndim else need.max(initial=0)).astype(np.float32))
+            weight = self._with_room_for_bias(weight, node.input[1], bias, float(input_scale))
         stem = node.name
-        copy.input[1] = self._quantized_weight(f"{stem}_weight", weight, scale, axis)
+        copy.input[1] = self._decoded_weight(f"{stem}_weight", weight)
         if bias is not None:
-            bias_scale = (np.float32(input_scale) * scale).astype(np.float32)
+            bias_scale = (np.float32(input_scale) * weight.scale).astype(np.float32)
             steps = np.rint(bias.astype(np.float64) / bias_scale.astype(np.float64)).astype(np.int32)
             copy.input[2] = self._decoded_constant(f"{stem}_bias", steps, bias_scale, 0)
+
+    def _with_room_for_bias(
+        self, weight: QuantizedWeight, name: str, bias: Array, input_scale: float
+    ) -> QuantizedWeight:
+        """A channel of tiny weights with a large bias would overflow int32: such channels get a coarser scale."""
+        need = np.abs(bias).astype(np.float64) / (input_scale * MAX_QUANTIZED_BIAS)
+        if not weight.scale.ndim:
+            need = np.asarray(need.max(initial=0))
+        if np.all(need <= weight.scale):
+            return weight
+        coarse = np.maximum(need, np.finfo(np.float32).tiny)
+        if self._scheme.scale == "power-of-two":
+            coarse = np.exp2(np.ceil(np.log2(coarse)))
+        scale = np.where(need > weight.scale, coarse, weight.scale).astype(np.float32)
+        shape = [-1 if i == weight.axis else 1 for i in range(weight.values.ndim)] if scale.ndim else []
+        bounds = np.iinfo(np.int8)
+        steps = np.rint(self._constants[name] / scale.reshape(shape)) + weight.zero_point.reshape(shape)
+        values = np.clip(steps, bounds.min + int(self._scheme.weight_symmetric), bounds.max).astype(np.int8)
+        return replace(weight, values=values, scale=scale)
 
     def _matmul_operand(self, name: str, position: int) -> str:
         if name not in self._constants:
@@ -206,35 +269,27 @@ class _Writer:
         if position == 0:
             return self._quantized_constant(name, self._constants[name])
         weight = self._constants[name]
-        axis = weight.ndim - 1
         # The kernels take one scale per column only for plain matrices.
-        scale = self._weight_scale(weight, axis) if weight.ndim == 2 else self._weight_scale(weight, None)
-        return self._quantized_weight(f"{name}_s8", weight, scale, axis)
+        axis = 1 if weight.ndim == 2 else None
+        return self._decoded_weight(f"{name}_s8", quantize_weight(weight, self._scheme, axis))
 
-    def _weight_scale(self, weight: Array, axis: int | None) -> Array:
-        if axis is None or self._scheme.weight_granularity == "per-tensor":
-            return np.asarray(_positive(float(np.abs(weight).max(initial=0)) / 127))
-        peaks = np.abs(weight).max(axis=tuple(i for i in range(weight.ndim) if i != axis), initial=0)
-        return np.array([_positive(float(peak) / 127) for peak in peaks], dtype=np.float32)
+    def _decoded_weight(self, stem: str, weight: QuantizedWeight) -> str:
+        return self._decoded_constant(stem, weight.values, weight.scale, weight.axis or 0, weight.zero_point)
 
-    def _quantized_weight(self, stem: str, weight: Array, scale: Array, axis: int) -> str:
-        shape = [1] * weight.ndim
-        if scale.ndim:
-            shape[axis] = -1
-        steps = np.clip(np.rint(weight / scale.reshape(shape if scale.ndim else ())), -127, 127).astype(np.int8)
-        return self._decoded_constant(stem, steps, scale, axis)
-
-    def _decoded_constant(self, stem: str, steps: Array, scale: Array, axis: int) -> str:
+    def _decoded_constant(
+        self, stem: str, steps: Array, scale: Array, axis: int, zero_point: Array | None = None
+    ) -> str:
         """An integer constant behind its DequantizeLinear; returns the real tensor's name."""
         from onnx import helper
 
         real = f"{stem}_decoded"
         if real not in self._made:
             self._made.add(real)
+            zeros = np.zeros(scale.shape, dtype=steps.dtype)
             inputs = [
                 self._constant(f"{stem}_quantized", steps),
                 self._constant(f"{stem}_scale", scale),
-                self._constant(f"{stem}_zero_point", np.zeros(scale.shape, dtype=steps.dtype)),
+                self._constant(f"{stem}_zero_point", zeros if zero_point is None else zero_point),
             ]
             decode = helper.make_node("DequantizeLinear", inputs, [real], name=f"{stem}/decode")
             if scale.ndim:
@@ -243,13 +298,14 @@ class _Writer:
         return real
 
     def _quantized_constant(self, name: str, values: Array) -> str:
-        """A constant operand of an elementwise kernel, as uint8 with its own range."""
+        """A constant operand of an elementwise kernel, with its own range."""
         bounds = Range(float(values.min(initial=0)), float(values.max(initial=0)))
-        scale, zero_point = activation_parameters(bounds, self._scheme.activation_symmetric)
-        stem, real = f"{name}_u8", f"{name}_u8_decoded"
+        scale, zero_point = activation_parameters(bounds, self._scheme)
+        bits = self._scheme.activation_bits
+        stem, real = f"{name}_u{bits}", f"{name}_u{bits}_decoded"
         if real not in self._made:
             self._made.add(real)
-            steps = np.clip(np.rint(values / scale) + zero_point, 0, 255).astype(np.uint8)
+            steps = np.clip(np.rint(values / scale) + zero_point, 0, 2**bits - 1).astype(self._integer)
             self._decode(Quantized(self._constant(f"{stem}_quantized", steps), scale, zero_point), real)
         return real
 
@@ -297,10 +353,10 @@ class _Writer:
 
     def _parameter_constants(self, form: Quantized) -> list[str]:
         scale = self._constant(f"scale_{float(form.scale).hex()}", np.asarray(form.scale))
-        return [scale, self._constant(f"zero_point_{form.zero_point}", np.array(form.zero_point, dtype=np.uint8))]
+        return [scale, self._constant(f"zero_point_{form.zero_point}", np.array(form.zero_point, dtype=self._integer))]
 
     def _parameters(self, name: str) -> tuple[np.float32, int]:
-        return activation_parameters(self._ranges[name], self._scheme.activation_symmetric)
+        return activation_parameters(self._ranges[name], self._scheme)
 
     def _constant(self, name: str, value: Array) -> str:
         from onnx import numpy_helper

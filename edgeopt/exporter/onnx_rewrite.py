@@ -60,6 +60,26 @@ def captured_names(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
                 yield from captured_names(body.node)
 
 
+def prune_initializers(graph: onnx.GraphProto) -> None:
+    """Drop the constants that nothing reads any more. Those that are declared as inputs stay, as the interface does."""
+    read = {name for node in graph.node for name in node.input}
+    read.update(captured_names(graph.node), (value.name for value in (*graph.input, *graph.output)))
+    kept = [i for i in graph.initializer if i.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+
+
+def int4_tensor(values: Array, name: str) -> onnx.TensorProto:
+    """A constant of ONNX's type INT4 (UINT4 for unsigned values): two in a byte, the first in the low half."""
+    from onnx import TensorProto, helper
+
+    flat = np.ravel(values).view(np.uint8) & 15
+    even = np.pad(flat, (0, flat.size % 2))
+    kind = TensorProto.UINT4 if values.dtype == np.uint8 else TensorProto.INT4
+    packed = (even[0::2] | (even[1::2] << 4)).astype(np.uint8)
+    return helper.make_tensor(name, kind, values.shape, packed.tobytes(), raw=True)
+
+
 def for_int8(proto: onnx.ModelProto, exempt: Callable[[onnx.NodeProto], bool]) -> onnx.ModelProto:
     """A copy in which what has no int8 kernel, but an equivalent that has, is replaced by it.
 
@@ -127,10 +147,7 @@ def gemms_as_products(proto: onnx.ModelProto) -> onnx.ModelProto:
             nodes.append(helper.make_node("Add", [product, node.input[2]], [output], name=f"{node.name}_bias"))
     del graph.node[:]
     graph.node.extend(nodes)
-    read = {name for node in nodes for name in node.input}.union(captured_names(nodes), (o.name for o in graph.output))
-    kept = [i for i in graph.initializer if i.name in read or i.name not in transposed]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    prune_initializers(graph)
     return copy
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.errors import MissingError, UsageError
+from edgeopt.formats.executorch_layers import KEY, Layers, decode
 from edgeopt.types import DType, FileSummary, OpInfo, Signature, SignatureTensor
 
 _Json = Mapping[str, Any]
@@ -49,12 +50,14 @@ class ProgramOp:
         info: as `summarize` shows it.
         instruction: index of the instruction in the method that runs it (delegated operators share their block's).
         debug_handle: ExecuTorch's handle of the source node, inside a delegate; None for portable kernels.
+        layer: path of the source layer; "" where the file does not say.
         inputs, outputs: element types, in order; constants included.
     """
 
     info: OpInfo
     instruction: int
     debug_handle: int | None
+    layer: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
@@ -105,19 +108,26 @@ def _parse(data: bytes, path: Path) -> Program:
 # --- flatbuffers to JSON ---------------------------------------------------------------------------------------------
 
 
-def _executorch_root() -> Path:
+def executorch_root() -> Path:
+    """Where the executorch package lies. Raises MissingError."""
     spec = find_spec("executorch")
     if spec is None or not spec.submodule_search_locations:
         raise MissingError("reading .pte files needs the package 'executorch'", fix="pip install executorch")
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def _decode(buffers: Sequence[bytes], schema: str) -> list[_Json]:
-    """Flatbuffers of one schema, as JSON values. `schema` is relative to the executorch package."""
-    root = _executorch_root()
+def find_flatc(root: Path) -> Path:
+    """The flatbuffer compiler in an executorch package. Raises MissingError."""
     flatc = next((p for p in (root / "data" / "bin").glob("flatc*") if p.is_file()), None)
     if flatc is None:
         raise MissingError("this build of executorch lacks the flatbuffer compiler", fix="pip install executorch>=1.5")
+    return flatc
+
+
+def _decode(buffers: Sequence[bytes], schema: str) -> list[_Json]:
+    """Flatbuffers of one schema, as JSON values. `schema` is relative to the executorch package."""
+    root = executorch_root()
+    flatc = find_flatc(root)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         files = [directory / f"{i}.bin" for i in range(len(buffers))]
@@ -156,6 +166,7 @@ class _Reader:
         self._data = data
         self._root = _decode([data[:size]], "exir/_serialize/program.fbs")[0]
         self._counts: Counter[str] = Counter()
+        self._layers = self._read_layers()
 
     def program(self) -> Program:
         plans = self._root["execution_plan"]
@@ -173,6 +184,12 @@ class _Reader:
             ops=tuple(self._ops(plan, values)),
             delegates=tuple(d["id"] for d in plan.get("delegates", [])),
         )
+
+    def _read_layers(self) -> Layers:
+        for entry in self._root.get("named_data") or []:
+            if entry["key"] == KEY:
+                return decode(self._segment(entry["segment_index"]))
+        return {}
 
     def _ops(self, plan: _Json, values: Sequence[_Json]) -> list[ProgramOp]:
         blobs = self._delegate_graphs(plan.get("delegates", []))
@@ -207,13 +224,14 @@ class _Reader:
         types = tuple(_SCALAR_TYPES.get(t["scalar_type"], t["scalar_type"].lower()) for t in tensors)
         # Portable kernels take their result as the last tensor argument (an out-variant repeats it).
         dtype = types[-1] if types else "none"
-        info = OpInfo(name=self._name(type_), type=type_, dtype=dtype, delegate=None, weight_bytes=owned)
-        return ProgramOp(info, index, None, inputs=types[:-1], outputs=types[-1:])
+        layer = self._layers.get(index, "")
+        info = OpInfo(name=self._name(type_, layer), type=type_, dtype=dtype, delegate=None, weight_bytes=owned)
+        return ProgramOp(info, index, None, layer, inputs=types[:-1], outputs=types[-1:])
 
     def _delegate_ops(self, delegate: str, graph: _Json | None, index: int) -> list[ProgramOp]:
         if graph is None:  # a delegate whose contents only its vendor can read
             info = OpInfo(name=self._name(delegate), type=delegate, dtype="unknown", delegate=delegate, weight_bytes=0)
-            return [ProgramOp(info, index, None, (), ())]
+            return [ProgramOp(info, index, None, "", (), ())]
         tensors = {v["id_out"]: v for v in map(_xnn_tensor, graph["xvalues"])}
         readers = Counter(buffer for node in graph["xnodes"] for buffer in _xnn_constants(node, tensors))
         ops = []
@@ -226,14 +244,17 @@ class _Reader:
             )
             # A conversion computes in neither type; it is named after what it makes.
             dtype = outputs[0] if type_ == "Convert" or not inputs else inputs[0]
-            info = OpInfo(name=self._name(type_), type=type_, dtype=dtype, delegate="XNNPACK", weight_bytes=owned)
-            ops.append(ProgramOp(info, index, int(node["debug_handle"]), inputs, outputs))
+            handle = int(node["debug_handle"])
+            layer = self._layers.get((index, handle), "")
+            name = self._name(type_, layer)
+            info = OpInfo(name=name, type=type_, dtype=dtype, delegate="XNNPACK", weight_bytes=owned)
+            ops.append(ProgramOp(info, index, handle, layer, inputs, outputs))
         return ops
 
     def _delegate_graphs(self, delegates: Sequence[_Json]) -> list[_Json | None]:
         """The serialized graph of each XNNPACK delegate, None for others."""
         wanted = [i for i, delegate in enumerate(delegates) if delegate["id"] == "XnnpackBackend"]
-        blobs = [_xnn_flatbuffer(self._delegate_bytes(delegates[i]["processed"])) for i in wanted]
+        blobs = [xnn_flatbuffer(self._delegate_bytes(delegates[i]["processed"])) for i in wanted]
         decoded = _decode(blobs, "backends/xnnpack/serialization/schema.fbs") if blobs else []
         graphs: list[_Json | None] = [None] * len(delegates)
         for i, graph in zip(wanted, decoded, strict=True):
@@ -261,10 +282,10 @@ class _Reader:
         ends = [*constant["offsets"][1:], int(self._root["segments"][constant["segment_index"]]["size"])]
         return [int(end) - int(start) for start, end in zip(constant["offsets"], ends, strict=True)]
 
-    def _name(self, type_: str) -> str:
+    def _name(self, type_: str, layer: str = "") -> str:
         number = self._counts[type_]
         self._counts[type_] += 1
-        return f"{type_}_{number}"
+        return f"{layer}/{type_}_{number}" if layer else f"{type_}_{number}"
 
 
 def _tensor(value: _Json, name: str) -> SignatureTensor:
@@ -284,7 +305,7 @@ def _is_constant(value: _Json) -> bool:
 # --- XNNPACK's graph (backends/xnnpack/serialization/schema.fbs) ------------------------------------------------------
 
 
-def _xnn_flatbuffer(blob: bytes) -> bytes:
+def xnn_flatbuffer(blob: bytes) -> bytes:
     """The flatbuffer inside a delegate blob, whose header ("XH00") says where it starts and ends."""
     if blob[4:8] != b"XH00":
         return blob
@@ -307,13 +328,13 @@ def _xnn_type(tensor: _Json) -> str:
     return bits[0] if bits else name
 
 
-_XNN_INVALID = 0xFFFFFFFF
+XNN_INVALID = 0xFFFFFFFF
 
 
 def _xnn_ids(node: _Json, *, inputs: bool) -> list[int]:
     fields: _Json = node["xnode_union"]
     keys = [key for key in fields if key.endswith("_id") and (key.startswith("output") is not inputs)]
-    return [int(fields[key]) for key in keys if int(fields[key]) != _XNN_INVALID]
+    return [int(fields[key]) for key in keys if int(fields[key]) != XNN_INVALID]
 
 
 def _xnn_constants(node: _Json, tensors: Mapping[int, _Json]) -> set[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,7 +11,7 @@ from pydantic import BeforeValidator, Field
 from edgeopt.errors import ConfigError
 from edgeopt.targets.schema import BYTES_PER_MB, Target
 from edgeopt.toml_data import SLUG, Form, find_file, parse, read_toml
-from edgeopt.types import EstimatorSpec, Format, Gates, Precision, Scheme
+from edgeopt.types import EstimatorSpec, Format, Gates, PassName, Precision, Scheme
 
 DIRECTORY = Path(__file__).parent
 
@@ -30,9 +31,14 @@ Decibels = Annotated[float | None, BeforeValidator(_off_is_none)]
 class SchemeForm(Form):
     precision: Precision
     activations: Literal["none", "static", "dynamic"]
-    weight_granularity: Literal["per-channel", "per-tensor"] = "per-channel"
+    weight_granularity: Literal["per-channel", "per-tensor", "per-group"] = "per-channel"
     activation_symmetric: bool = False
     io: Literal["float", "int8"] = "float"
+    weight_symmetric: bool = True
+    scale: Literal["any", "power-of-two"] = "any"
+    weight_estimator: Literal["max", "mse", "hqq"] = "max"
+    weight_values: Literal["linear", "logarithmic", "k-means"] = "linear"
+    group_size: Annotated[int, Field(ge=2, le=65_536)] = 32
 
 
 class CalibrationForm(Form):
@@ -70,6 +76,7 @@ class TargetForm(Form):
     calibration: CalibrationForm = CalibrationForm()
     gates: GatesForm = GatesForm()
     advice: AdviceForm = AdviceForm()
+    recipe: list[PassName] | Literal["auto"] = Field(default_factory=list)
 
 
 def names() -> list[str]:
@@ -101,6 +108,7 @@ def load(name_or_path: str) -> Target:
             max_peak_memory_bytes=_bytes(gates.max_peak_memory_mb),
         ),
         advice=form.advice.model_dump(exclude_none=True),
+        recipe=("auto",) if form.recipe == "auto" else tuple(form.recipe),
     )
 
 
@@ -134,17 +142,41 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _check(form: TargetForm, path: Path) -> None:
-    """What no single key can say: whether precision and activations go together."""
-    scheme = form.scheme
-    where = f"{path}: scheme.activations"
-    has_activation_bits = scheme.precision in ("w8a8", "w8a16", "8da4w")
-    if has_activation_bits == (scheme.activations == "none"):
-        fix = 'say "static" or "dynamic"' if has_activation_bits else 'say "none"'
-        raise ConfigError(
-            f"{scheme.activations!r} does not go with precision {scheme.precision!r}", where=where, fix=fix
-        )
-    if scheme.io == "int8" and scheme.activations != "static":
-        raise ConfigError("int8 inputs and outputs need static activations", where=f"{path}: scheme.io")
+    """What no single key can say: which values go together, whatever the format."""
+    for key, problem, fix in _contradictions(form.scheme):
+        raise ConfigError(problem, where=f"{path}: scheme.{key}", fix=fix)
+
+
+def _contradictions(scheme: SchemeForm) -> Iterator[tuple[str, str, str]]:
+    """Key, problem and fix of each."""
+    precision, activations = scheme.precision, scheme.activations
+    fitting = {"w8a8": ("static", "dynamic"), "w8a16": ("static",), "8da4w": ("dynamic",)}.get(precision, ("none",))
+    if activations not in fitting:
+        say = " or ".join(f'"{word}"' for word in fitting)
+        yield "activations", f"{activations!r} does not go with precision {precision!r}", f"say {say}"
+    if scheme.io == "int8" and (precision, activations) != ("w8a8", "static"):
+        yield "io", "int8 inputs and outputs need 8-bit activations with static ranges", 'say "float"'
+    if scheme.activation_symmetric and activations == "none":
+        yield "activation-symmetric", f"{precision} does not quantize activations", "leave it out"
+    if scheme.scale == "power-of-two" and activations == "dynamic":
+        yield "scale", "scales found at run time are not rounded to powers of two", 'say "any", or static activations'
+    integers = (
+        ("weight-symmetric", scheme.weight_symmetric, True),
+        ("scale", scheme.scale, "any"),
+        ("weight-estimator", scheme.weight_estimator, "max"),
+    )
+    if precision in ("fp32", "fp16"):
+        grouped = ("weight-granularity", scheme.weight_granularity == "per-group", False)
+        for key, value, plain in (*integers, grouped, ("weight-values", scheme.weight_values, "linear")):
+            if value != plain:
+                yield key, f"{precision} weights are not quantized", "leave it out"
+    elif scheme.weight_values != "linear":
+        if activations != "none":
+            fix = 'say "linear", or take precision w8 or w4 without activations'
+            yield "weight-values", f"kernels compute with linear weights, not with {scheme.weight_values} codes", fix
+        for key, value, plain in integers:
+            if value != plain:
+                yield key, f"{scheme.weight_values} weights have a table instead of a scale", "leave it out"
 
 
 def _bytes(megabytes: float | None) -> int | None:

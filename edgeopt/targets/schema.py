@@ -24,6 +24,7 @@ class Target:
         device: default device profile.
         scheme: what to quantize to.
         estimator: default range estimator.
+        recipe: passes that a model gets before it is quantized, ("auto",) or none.
         gates: default limits; flags and edgeopt.toml override them one by one.
         advice: failed check name -> what to try, e.g. {"speedup": "transformers: try android-int8-dynamic"}.
     """
@@ -38,3 +39,4 @@ class Target:
     estimator: EstimatorSpec
     gates: Gates
     advice: Mapping[str, str]
+    recipe: tuple[str, ...] = ()

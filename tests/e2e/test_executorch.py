@@ -14,6 +14,7 @@ from edgeopt.errors import ConversionError, DataError
 from edgeopt.exporter.base import CalibrationRun, QuantizationRequest
 from edgeopt.exporter.executorch import ExecuTorchExporter
 from edgeopt.formats import summarize
+from edgeopt.formats.executorch_probe import add_probes
 from edgeopt.runtimes.executorch import ExecuTorchRuntime
 from edgeopt.types import Array, Artifact, Dim, EstimatorSpec, LayerRules, Model, Sample, Scheme, TensorSpec
 
@@ -70,7 +71,7 @@ def outputs_of(artifact: Artifact, samples: list[dict[str, Array]], name: str) -
 
 
 def sqnr(reference: Array, values: Array) -> float:
-    return 10 * float(np.log10((reference**2).sum() / ((reference - values) ** 2).sum()))
+    return 10 * float(np.log10((reference**2).sum() / max(((reference - values) ** 2).sum(), 1e-30)))
 
 
 @pytest.fixture(scope="module")
@@ -269,3 +270,93 @@ def test_an_operator_that_executorch_lacks_is_named_with_its_layer(tmp_path: Pat
     )
     with pytest.raises(ConversionError, match=r"layer '1': .*aten\._linalg_svd"):
         ExecuTorchExporter().export_float(model, tmp_path)
+
+
+# --- 4-bit weights, embeddings, probes -------------------------------------------------------------------------------
+
+
+class Words(nn.Module):
+    """An embedding large enough to be stored as int8, and linear layers of which one fits no group of 32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Embedding(300, 64), nn.LayerNorm(64)
+        self.wide, self.narrow, self.head = nn.Linear(64, 40), nn.Linear(40, 32), nn.Linear(32, 8)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(F.relu(self.narrow(F.relu(self.wide(self.norm(self.embed(ids)))))))
+
+
+@pytest.fixture(scope="module")
+def words() -> tuple[Model, list[dict[str, Array]]]:
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    data = [{"ids": rng.integers(0, 300, (1, 12))} for _ in range(8)]
+    inputs, outputs = (TensorSpec("ids", (1, 12), "int64"),), (TensorSpec("y", (1, 12, 8), "float32"),)
+    return make(Words(), inputs, outputs, data[0]), data
+
+
+@pytest.mark.parametrize("granularity", ["per-group", "per-channel"])
+def test_4_bit_weights(words: tuple[Model, list[dict[str, Array]]], tmp_path: Path, granularity: str) -> None:
+    model, data = words
+    exporter = ExecuTorchExporter()
+    twin = exporter.export_float(model, tmp_path)
+    scheme = Scheme("8da4w", "dynamic", granularity, weight_estimator="mse")  # type: ignore[arg-type]
+    artifact = exporter.export_quantized(model, twin, QuantizationRequest(scheme, None), tmp_path)
+    assert sqnr(outputs_of(twin, data, "y"), outputs_of(artifact, data, "y")) > 12
+    linear = [op for op in summarize(artifact.path).ops if op.type == "FullyConnected"]
+    sizes = {op.name.split("/")[0]: op.weight_bytes for op in linear}
+    assert sizes["wide"] < 64 * 40  # 4 bits; 40 inputs make no groups of 32, so `narrow` has int8 there
+    assert (sizes["narrow"] >= 40 * 32) == (granularity == "per-group")
+    assert not any(op.name.startswith(("embed", "wide", "narrow", "head")) for op in artifact.unquantized_ops)
+    assert artifact.size_bytes < twin.size_bytes / 2
+
+
+def test_probes_tell_every_layer(words: tuple[Model, list[dict[str, Array]]], tmp_path: Path) -> None:
+    model, data = words
+    exporter = ExecuTorchExporter()
+    twin = exporter.export_float(model, tmp_path)
+    artifact = exporter.export_quantized(model, twin, QuantizationRequest(STATIC, run_of(data)), tmp_path)
+    expected = layer_outputs(model, data[0]["ids"])
+    for made, limit in ((twin, 90.0), (artifact, 25.0)):
+        probed = add_probes(made.path, made.signature, tmp_path / f"probed_{made.precision}.pte")
+        with ExecuTorchRuntime().open(probed.path, probed.signature) as session:
+            found = session.run(data[0])
+        np.testing.assert_array_equal(found["y"], outputs_of(made, data[:1], "y"))
+        assert [point.layer for point in probed.points] == ["embed", "norm", "wide", "narrow", "head"]
+        for point in probed.points:
+            assert sqnr(expected[point.layer], found[point.tensor.name]) > limit
+
+
+def test_probes_of_images_are_in_the_models_layout(
+    convnet: Model, convnet_float: Artifact, samples: list[dict[str, Array]], tmp_path: Path
+) -> None:
+    probed = add_probes(convnet_float.path, convnet_float.signature, tmp_path / "probed.pte")
+    with ExecuTorchRuntime().open(probed.path, probed.signature) as session:
+        found = session.run(samples[0])
+    expected = layer_outputs(convnet, samples[0]["image"])
+    layers = {point.layer: found[point.tensor.name] for point in probed.points}
+    assert {"stem.1", "squeeze", "excite", "project", "head"} <= set(layers)
+    assert layers["project"].shape == expected["project"].shape
+    assert sqnr(expected["project"], layers["project"]) > 90
+
+
+def layer_outputs(model: Model, value: Array) -> dict[str, Array]:
+    """What each layer gives in torch, after the ReLU that runtimes fuse into it."""
+    assert model.module is not None
+    found: dict[str, Array] = {}
+    fused = ("wide", "narrow", "squeeze")
+    hooks = [
+        layer.register_forward_hook(
+            lambda _, __, result, name=name: found.__setitem__(
+                name, (F.relu(result) if name in fused else result).detach().numpy().copy()
+            )
+        )
+        for name, layer in model.module.named_modules()
+        if name
+    ]
+    with torch.no_grad():
+        model.module(torch.tensor(value))
+    for hook in hooks:
+        hook.remove()
+    return found

@@ -337,7 +337,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Artifact]:
 def test_encoder_respects_padding_it_never_saw_in_calibration(
     encoder: tuple[Model, Artifact], tmp_path: Path, activations: str, decibels: float
 ) -> None:
-    """Regression: see `_spread_masks`. The samples for calibration have no padding, those here are half padding."""
+    """Regression: see `spread_masks`. The samples for calibration have no padding, those here are half padding."""
     model, float_artifact = encoder
     scheme = STATIC if activations == "static" else Scheme("w8a8", "dynamic")
     artifact = EXPORTER.export_quantized(model, float_artifact, _request(model, scheme), tmp_path)
@@ -348,11 +348,16 @@ def test_encoder_respects_padding_it_never_saw_in_calibration(
     assert _sqnr(model, artifact, samples) > decibels
 
 
-def test_encoder_is_int8_but_for_masking(encoder: tuple[Model, Artifact], tmp_path: Path) -> None:
+def test_encoder_is_int8_but_for_attention_and_normalization(encoder: tuple[Model, Artifact], tmp_path: Path) -> None:
+    """Regression: int8 took the precision of both and was slower than float (20 dB and 30 ms, now 24 dB and 7 ms)."""
     model, float_artifact = encoder
     artifact = EXPORTER.export_quantized(model, float_artifact, _request(model), tmp_path)
-    assert {op.type for op in artifact.unquantized_ops} == {"SELECT_V2", "ADD", "SOFTMAX"}
-    assert all("attention mask" in op.reason for op in artifact.unquantized_ops)
+    unquantized = {op.type for op in artifact.unquantized_ops}
+    assert unquantized >= {"BATCH_MATMUL", "SOFTMAX", "SQUARED_DIFFERENCE", "RSQRT", "ADD", "MUL"}
+    assert not {"FULLY_CONNECTED", "TANH"} & unquantized
+    assert {op.reason for op in artifact.unquantized_ops if op.type == "BATCH_MATMUL"} == {
+        "normalizes or attends: int8 is slower than float there and loses its precision"
+    }
     ops = {op.name: op.type for op in summarize(artifact.path).ops}
     # The wrapper's own attribute isn't part of the path.
     assert ops["bert.encoder.layer.1.attention.self.query"] == ops["classifier"] == "FULLY_CONNECTED"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 
 from edgeopt.errors import ConversionError
@@ -168,6 +171,14 @@ def test_float_and_every_scheme(tmp_path: Path, build: object) -> None:
         (Scheme("w8a8", "static", io="int8"), 20),
         (Scheme("w8a8", "dynamic"), 25),
         (Scheme("fp16", "none"), 45),
+        (Scheme("w8a16", "static"), 30),
+        (Scheme("w8a8", "static", weight_symmetric=False), 25),
+        (Scheme("w8a8", "static", scale="power-of-two"), 20),
+        (Scheme("w8", "none"), 35),
+        (Scheme("w8", "none", "per-tensor", weight_values="k-means"), 30),
+        (Scheme("w4", "none", "per-group", weight_symmetric=False, weight_estimator="hqq"), 15),
+        (Scheme("8da4w", "dynamic", "per-group"), 15),
+        (Scheme("w8a8", "dynamic", "per-group", weight_estimator="mse"), 25),
     ):
         if scheme.io == "int8" and model.name == "bert":
             continue
@@ -175,6 +186,36 @@ def test_float_and_every_scheme(tmp_path: Path, build: object) -> None:
         with runtime.open(artifact.path, artifact.signature) as session:
             for want, have in zip(expected, session.run(inputs).values(), strict=True):
                 assert sqnr(want, have) > floor, (scheme, want.shape)
+
+
+def test_every_weight_of_a_language_model_is_small(tmp_path: Path) -> None:
+    model = bert()
+    twin = OnnxExporter().export_float(model, tmp_path)
+    sizes = {}
+    for precision, activations in (("w8", "none"), ("w4", "none"), ("8da4w", "dynamic")):
+        wanted = request(model, Scheme(precision, activations, "per-group"))
+        artifact = OnnxExporter().export_quantized(model, twin, wanted, tmp_path)
+        sizes[precision] = artifact.size_bytes
+        left = {op.name for op in artifact.unquantized_ops if op.type in ("MatMul", "Gemm", "Gather")}
+        # Two products of attention have no weights; the table of two token types is too small.
+        assert all("MatMul" in name or "token_type" in name for name in left), left
+    assert sizes["w8"] < 0.4 * twin.size_bytes
+    assert sizes["w4"] < 0.28 * twin.size_bytes
+    assert sizes["8da4w"] < 0.28 * twin.size_bytes
+
+
+def test_learned_ranges_reach_the_file(tmp_path: Path) -> None:
+    model = mobilenet()
+    learned = replace(model, input_ranges={"stem.0": (-4.0, 4.0), "head": (0.0, 2.0)})
+    twin = OnnxExporter().export_float(model, tmp_path)
+    plain = OnnxExporter().export_quantized(model, twin, request(model, Scheme("w8a8", "static")), tmp_path)
+    other = OnnxExporter().export_quantized(learned, twin, request(model, Scheme("w8a8", "static")), tmp_path)
+    assert plain.sha256 != other.sha256
+    scales = [
+        float(numpy_helper.to_array(i)) for i in onnx.load(other.path).graph.initializer if i.name[:6] == "scale_"
+    ]
+    assert any(np.isclose(scale, 8 / 255) for scale in scales)
+    assert any(np.isclose(scale, 2 / 255) for scale in scales)
 
 
 def test_mobile_network_is_int8_throughout_and_named_by_layer(tmp_path: Path) -> None:

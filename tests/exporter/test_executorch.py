@@ -17,7 +17,20 @@ from edgeopt.exporter.executorch_graph import dynamic_shapes, example_inputs, op
 from edgeopt.exporter.executorch_lowering import blame, capture, quiet_vendor
 from edgeopt.exporter.executorch_observer import calibrate
 from edgeopt.exporter.executorch_quantizer import XnnpackQuantizer
-from edgeopt.types import Array, Artifact, Dim, EstimatorSpec, Model, NativeGraph, Sample, Scheme, Signature, TensorSpec
+from edgeopt.exporter.executorch_weights import observe_weights
+from edgeopt.types import (
+    Array,
+    Artifact,
+    Dim,
+    EstimatorSpec,
+    LayerRules,
+    Model,
+    NativeGraph,
+    Sample,
+    Scheme,
+    Signature,
+    TensorSpec,
+)
 
 STATIC = Scheme("w8a8", "static")
 
@@ -193,12 +206,12 @@ def test_ranges_become_scales_of_the_shared_observers() -> None:
 
     graph = prepared(Net(), torch.zeros(1, 1, 2, 2))
     inputs = (TensorSpec("image", (1, 1, 2, 2), "float32"),)
-    found = calibrate(graph, run_of([np.full((1, 1, 2, 2), v, np.float32) for v in (-1, 4)]), inputs, symmetric=False)
+    run = run_of([np.full((1, 1, 2, 2), v, np.float32) for v in (-1, 4)])
+    calibrate(graph, run, inputs, STATIC)
     # The sum reaches 9, but what the clip lets through is what the integers have to hold.
-    assert found["image"] == Range(-1.0, 4.0)
-    assert found["conv"] == Range(-2.0, 8.0)
-    assert Range(0.0, 6.0) in found.values()
-    assert Range(0.0, 1.0) in found.values()  # the constant
+    assert run.known["image"] == Range(-1.0, 4.0)
+    assert run.known["conv/conv2d"] == Range(-2.0, 8.0)
+    assert Range(0.0, 6.0) in run.known.values()
     scales = {float(m.scale): int(m.zero_point) for m in graph.modules() if hasattr(m, "zero_point")}
     assert scales[float(np.float32(6 / 255))] == -128
 
@@ -207,7 +220,72 @@ def test_a_sample_without_an_input_is_named() -> None:
     graph = prepared(nn.Conv2d(1, 1, 1), torch.zeros(1, 1, 2, 2))
     run = CalibrationRun(lambda: iter([Sample({}, None, "")]), 1, EstimatorSpec(), lambda _: None)
     with pytest.raises(DataError, match="lacks the input 'image'"):
-        calibrate(graph, run, (TensorSpec("image", (1, 1, 2, 2), "float32"),), symmetric=False)
+        calibrate(graph, run, (TensorSpec("image", (1, 1, 2, 2), "float32"),), STATIC)
+
+
+def scales(graph: torch.fx.GraphModule) -> dict[str, float]:
+    """What feeds each activation observer -> its scale."""
+    return {
+        node.args[0].name: float(graph.get_submodule(node.target).scale)
+        for node in graph.graph.nodes
+        if node.op == "call_module" and hasattr(graph.get_submodule(node.target), "scale")
+    }
+
+
+def test_another_exemption_runs_no_sample_again() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU6(), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
+    inputs = (TensorSpec("image", (1, 1, 2, 2), "float32"),)
+    first = run_of([np.full((1, 1, 2, 2), v, np.float32) for v in (-1, 4)])
+    calibrate(prepared(module, torch.zeros(1, 1, 2, 2), keep=("2", "3")), first, inputs, STATIC)
+
+    def none() -> object:
+        raise AssertionError("the samples ran again")
+
+    again = CalibrationRun(none, 2, EstimatorSpec(), lambda _: None, first.known)  # type: ignore[arg-type]
+    whole = prepared(module, torch.zeros(1, 1, 2, 2))
+    calibrate(whole, again, inputs, STATIC)
+    fresh = prepared(module, torch.zeros(1, 1, 2, 2))
+    calibrate(fresh, run_of([np.full((1, 1, 2, 2), v, np.float32) for v in (-1, 4)]), inputs, STATIC)
+    assert scales(whole) == scales(fresh)
+    symmetric = Scheme("w8a8", "static", activation_symmetric=True)
+    with pytest.raises(AssertionError, match="ran again"):
+        calibrate(prepared(module, torch.zeros(1, 1, 2, 2), scheme=symmetric), again, inputs, symmetric)
+
+
+def test_trained_input_ranges_win() -> None:
+    module = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU6(), nn.Conv2d(4, 4, 1))
+    graph = prepared(module, torch.zeros(1, 1, 2, 2))
+    inputs = (TensorSpec("image", (1, 1, 2, 2), "float32"),)
+    run = run_of([np.full((1, 1, 2, 2), v, np.float32) for v in (-1, 4)])
+    calibrate(graph, run, inputs, STATIC, {"2": (0.5, 2.55)})
+    found = scales(graph)
+    assert found["hardtanh"] == pytest.approx(0.01)
+    assert found["input_1"] == pytest.approx(5 / 255)
+
+
+def test_scales_can_be_powers_of_two() -> None:
+    scheme = Scheme("w8a8", "static", scale="power-of-two", weight_estimator="mse")
+    graph = prepared(nn.Conv2d(1, 4, 1), torch.zeros(1, 1, 2, 2), scheme=scheme)
+    inputs = (TensorSpec("image", (1, 1, 2, 2), "float32"),)
+    calibrate(graph, run_of([np.full((1, 1, 2, 2), v, np.float32) for v in (-1, 4)]), inputs, scheme)
+    observe_weights(graph, scheme)
+    assert 2.0**-5 in scales(graph).values()
+    weights = next(m for m in graph.modules() if hasattr(m, "min_val"))
+    exponents = torch.log2(weights.calculate_qparams()[0])
+    torch.testing.assert_close(exponents, exponents.round())
+
+
+def test_small_weights_keep_their_resolution() -> None:
+    """A floor of 2^-12, which the stock observers have, would round weights off that were put on their grid."""
+    module = nn.Conv2d(1, 1, 1, bias=False)
+    nn.init.constant_(module.weight, 0.001)
+    graph = prepared(module, torch.zeros(1, 1, 2, 2))
+    inputs = (TensorSpec("image", (1, 1, 2, 2), "float32"),)
+    calibrate(graph, run_of([np.full((1, 1, 2, 2), v, np.float32) for v in (-1, 4)]), inputs, STATIC)
+    observe_weights(graph, STATIC)
+    weights = next(m for m in graph.modules() if hasattr(m, "min_val"))
+    assert float(weights.calculate_qparams()[0]) == pytest.approx(0.001 / 127)
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
@@ -217,8 +295,16 @@ def test_a_sample_without_an_input_is_named() -> None:
     ("scheme", "message"),
     [
         (Scheme("fp16", "none"), "fp16"),
-        (Scheme("w4", "none"), "not w4"),
-        (Scheme("w8a8", "dynamic", "per-tensor"), "per-channel weights only"),
+        (Scheme("w8a16", "static"), "no int16 kernels; take w8a8"),
+        (Scheme("w8", "none"), "no weight-only int8 kernels; take w8a8"),
+        (Scheme("w4", "none"), "no weight-only int4 kernels; take 8da4w"),
+        (Scheme("8da4w", "static"), "dynamic activations only"),
+        (Scheme("8da4w", "dynamic", "per-group", group_size=48), "multiple of 32 weights, not 48"),
+        (Scheme("w8a8", "dynamic", "per-group"), "for 4-bit weights only"),
+        (Scheme("w8a8", "static", weight_symmetric=False), "no zero point; take symmetric"),
+        (Scheme("w8a8", "static", weight_values="k-means"), "no k-means weights"),
+        (Scheme("w8a8", "dynamic", activation_symmetric=True), "dynamic zero points itself"),
+        (Scheme("w8a8", "dynamic", "per-tensor"), "per-channel or per-group weights only"),
         (Scheme("w8a8", "dynamic", io="int8"), "no fixed scale"),
     ],
 )
@@ -228,6 +314,28 @@ def test_schemes_without_kernels_are_refused(tmp_path: Path, scheme: Scheme, mes
             make(nn.Identity()), float_artifact(tmp_path), QuantizationRequest(scheme, None), tmp_path
         )
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        Scheme("fp32", "none"),
+        STATIC,
+        Scheme("w8a8", "static", "per-tensor", True, "int8", scale="power-of-two"),
+        Scheme("w8a8", "dynamic", weight_estimator="hqq"),
+        Scheme("8da4w", "dynamic", "per-group", group_size=128),
+        Scheme("8da4w", "dynamic"),
+    ],
+    ids=str,
+)
+def test_schemes_with_kernels_are_taken(scheme: Scheme) -> None:
+    assert ExecuTorchExporter().unsupported(scheme, LayerRules(keep_float=("head",))) is None
+
+
+def test_int16_layers_are_refused() -> None:
+    reason = ExecuTorchExporter().unsupported(STATIC, LayerRules(int16_activations=("head",)))
+    assert reason is not None
+    assert "no int16 activations" in reason
 
 
 def test_a_model_without_a_module_is_refused(tmp_path: Path) -> None:

@@ -8,15 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ai_edge_litert.schema_py_generated import BuiltinOperator
 
+from edgeopt.calibration.ranges import Range
+from edgeopt.calibration.weights import quantize_weight
 from edgeopt.errors import ConversionError, MissingError
 from edgeopt.exporter import load_exporter
+from edgeopt.exporter.base import QuantizationRequest
+from edgeopt.exporter.litert_calibrate import trained_ranges
 from edgeopt.exporter.litert_convert import _example_arguments, from_native, permutation
 from edgeopt.exporter.litert_graph import keep_spatial_reductions, split_overhanging_pools
 from edgeopt.exporter.litert_names import layers_in, mark_layers
-from edgeopt.exporter.litert_quantize import MASK, _Op, _spread_masks, has_recipe, mask_reach
-from edgeopt.types import Dim, Model, NativeGraph, TensorSpec
+from edgeopt.exporter.litert_plan import MASK, Graph, Op, delicate, mask_reach, spread_masks, wide_ops, wide_tensors
+from edgeopt.exporter.litert_recipe import has_recipe, unsupported
+from edgeopt.exporter.litert_statistics import statistics
+from edgeopt.types import Artifact, Dim, LayerRules, Model, NativeGraph, Scheme, Signature, TensorSpec
 
 
 def _model(module: torch.nn.Module | None, *inputs: TensorSpec, native: NativeGraph | None = None) -> Model:
@@ -133,10 +138,15 @@ def test_marks_carry_the_layers_path_and_survive_fusion() -> None:
 
 
 def test_which_operators_have_a_recipe() -> None:
-    assert has_recipe("TRANSPOSE_CONV", "static")
-    assert has_recipe("HARD_SWISH", "static")
-    assert not has_recipe("HARD_SWISH", "dynamic")
-    assert not has_recipe("CUMSUM", "static")
+    static, dynamic = Scheme("w8a8", "static"), Scheme("w8a8", "dynamic")
+    assert has_recipe("TRANSPOSE_CONV", static)
+    assert has_recipe("HARD_SWISH", static)
+    assert not has_recipe("HARD_SWISH", dynamic)
+    assert not has_recipe("CUMSUM", static)
+    assert not has_recipe("SQUARED_DIFFERENCE", Scheme("w8a16", "static"))
+    assert not has_recipe("DEPTHWISE_CONV_2D", Scheme("w4", "none"))
+    assert has_recipe("CONV_2D", Scheme("8da4w", "dynamic"))
+    assert not has_recipe("CONV_2D", Scheme("8da4w", "dynamic", "per-group"))
 
 
 @pytest.mark.parametrize(
@@ -157,10 +167,170 @@ def test_attention_masks_are_recognised_by_their_size(values: list[float], reach
 def test_a_mask_spreads_to_the_softmax_but_not_beyond() -> None:
     """Regression: in calibration samples without padding the mask is zero, and its int8 range then ignores padding."""
     ops = [
-        _Op(BuiltinOperator.SELECT_V2, ("keep", "zero", "infinity"), ("mask",)),
-        _Op(BuiltinOperator.ADD, ("scores", "mask"), ("masked",)),
-        _Op(BuiltinOperator.SOFTMAX, ("masked",), ("weights",)),
-        _Op(BuiltinOperator.MUL, ("weights", "values"), ("context",)),
+        Op("SELECT_V2", ("keep", "zero", "infinity"), ("mask",)),
+        Op("ADD", ("scores", "mask"), ("masked",)),
+        Op("SOFTMAX", ("masked",), ("weights",)),
+        Op("MUL", ("weights", "values"), ("context",)),
     ]
     floats = dict.fromkeys(("zero", "infinity", "mask", "scores", "masked", "weights", "values", "context"), 0)
-    assert _spread_masks(ops, {"infinity": -3e38}, floats).keys() == {"infinity", "mask", "masked"}
+    found = spread_masks(ops, {"infinity": np.float32([-3e38])}, floats)
+    assert found.keys() == {"infinity", "mask", "masked"}
+
+
+def _graph(*ops: Op, inputs: tuple[str, ...] = ("x",), constants: tuple[str, ...] = ()) -> Graph:
+    names = [*inputs, *constants, *(name for op in ops for name in op.outputs)]
+    floats = {name: index for index, name in enumerate(names)}
+    return Graph(ops, inputs, floats, {name: np.ones((2, 2), np.float32) for name in constants})
+
+
+def _fully_connected(source: str, output: str) -> Op:
+    return Op("FULLY_CONNECTED", (source, "w"), (output,), 0)
+
+
+def test_a_normalization_stays_float_with_the_residual_stream_but_not_the_layers_beside_it() -> None:
+    graph = _graph(
+        _fully_connected("x", "before"),
+        Op("ADD", ("before", "x"), ("stream",)),
+        Op("MEAN", ("stream",), ("mean",)),
+        Op("SQUARED_DIFFERENCE", ("stream", "mean"), ("squares",)),
+        Op("RSQRT", ("squares",), ("norm",)),
+        Op("MUL", ("stream", "norm"), ("normed",)),
+        Op("RESHAPE", ("normed",), ("flat",)),
+        _fully_connected("flat", "hidden"),
+        Op("GELU", ("hidden",), ("active",)),
+        _fully_connected("active", "after"),
+        constants=("w",),
+    )
+    assert [op.outputs[0] for op in delicate(graph)] == ["stream", "mean", "squares", "norm", "normed"]
+
+
+def test_attention_stays_float_and_what_lies_between_its_parts() -> None:
+    graph = _graph(
+        _fully_connected("x", "q"),
+        Op("RESHAPE", ("q",), ("heads",)),
+        Op("BATCH_MATMUL", ("heads", "x"), ("scores",)),
+        Op("RESHAPE", ("scores",), ("flat",)),
+        Op("SOFTMAX", ("flat",), ("weights",)),
+        Op("BATCH_MATMUL", ("weights", "x"), ("context",)),
+        Op("TRANSPOSE", ("context",), ("turned",)),
+        _fully_connected("turned", "y"),
+        constants=("w",),
+    )
+    assert [op.outputs[0] for op in delicate(graph)] == ["scores", "flat", "weights", "context"]
+
+
+def test_a_convolutional_network_has_nothing_delicate() -> None:
+    graph = _graph(
+        Op("CONV_2D", ("x", "w"), ("a",), 0),
+        Op("MEAN", ("a",), ("pooled",)),
+        Op("BATCH_MATMUL", ("pooled", "w"), ("gates",), 1),
+        Op("LOGISTIC", ("gates",), ("gate",)),
+        Op("MUL", ("a", "gate"), ("b",)),
+        Op("ADD", ("a", "b"), ("c",)),
+        Op("SOFTMAX", ("c",), ("y",)),
+        constants=("w",),
+    )
+    assert delicate(graph) == []
+
+
+def test_which_tensors_of_a_16_bit_layer_get_a_16_bit_range() -> None:
+    graph = _graph(
+        _fully_connected("x", "first"),
+        _fully_connected("first", "second"),
+        _fully_connected("second", "third"),
+        constants=("w",),
+    )
+    wide = wide_ops(graph, LayerRules(int16_activations=("first", "second")), kept=())
+    assert wide == {"first", "second"}
+    assert wide_tensors(graph, wide, kept=()) - {"w"} == {"x", "first", "second"}
+    # What an 8-bit layer computes has 8 bits, whoever reads it.
+    assert wide_tensors(graph, {"second"}, kept=()) - {"w"} == {"second"}
+    assert wide_ops(graph, LayerRules(int16_activations=("*",)), kept=("second",)) == {"first", "third"}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "rules", "named"),
+    [
+        (Scheme("w4", "none", weight_values="k-means"), LayerRules(), "k-means weight tables"),
+        (Scheme("w8", "none", weight_values="logarithmic"), LayerRules(), "ONNX"),
+        (Scheme("w4", "none", "per-group"), LayerRules(), "8da4w"),
+        (Scheme("8da4w", "dynamic", "per-group", group_size=48), LayerRules(), "32, 64, 128, 256"),
+        (Scheme("8da4w", "static"), LayerRules(), "dynamic"),
+        (Scheme("w8a8", "static", weight_symmetric=False), LayerRules(), "zero point of 0"),
+        (Scheme("w8a16", "dynamic"), LayerRules(), "16 bits"),
+        (Scheme("w8a16", "static", io="int8"), LayerRules(), "int16"),
+        (Scheme("w8a8", "dynamic", activation_symmetric=True), LayerRules(), "zero point"),
+        (Scheme("w8a8", "dynamic", scale="power-of-two"), LayerRules(), "powers of two"),
+        (Scheme("w8a8", "static", scale="power-of-two"), LayerRules(int16_activations=("a",)), "powers of two"),
+        (Scheme("w8a8", "dynamic"), LayerRules(int16_activations=("a",)), "static w8a8"),
+        (Scheme("fp16", "none"), LayerRules(int16_activations=("a",)), "fp16"),
+    ],
+)
+def test_what_litert_cannot_do_is_named(scheme: Scheme, rules: LayerRules, named: str) -> None:
+    assert named in (unsupported(scheme, rules) or "")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "rules"),
+    [
+        (Scheme("fp32", "none"), LayerRules(("a",))),
+        (Scheme("w8a8", "static", "per-tensor", activation_symmetric=True, scale="power-of-two"), LayerRules()),
+        (Scheme("w8a8", "static", io="int8"), LayerRules(("a",), ("b",))),
+        (Scheme("w8a16", "static"), LayerRules(int16_activations=("a",))),
+        (Scheme("w4", "none", weight_symmetric=False, weight_estimator="hqq"), LayerRules()),
+        (Scheme("8da4w", "dynamic", "per-group", group_size=64), LayerRules()),
+    ],
+)
+def test_what_litert_can_do(scheme: Scheme, rules: LayerRules) -> None:
+    assert unsupported(scheme, rules) is None
+
+
+def test_an_unsupported_scheme_is_refused_before_any_work(tmp_path: Path) -> None:
+    scheme, exporter = Scheme("w8a16", "dynamic"), load_exporter("litert")
+    model = _model(None)
+    artifact = Artifact(tmp_path / "none", "litert", "fp32", Signature((), ()), 0, "", (), {}, ())
+    with pytest.raises(ConversionError, match="no run-time ranges at 16 bits"):
+        exporter.export_quantized(model, artifact, QuantizationRequest(scheme, None), tmp_path)
+
+
+def test_power_of_two_ranges_have_such_a_scale_and_cover_what_was_seen() -> None:
+    graph = _graph(Op("ADD", ("x", "bias"), ("y",)), constants=("bias",))
+    for low, high in ((-1.0, 3.0), (0.0, 6.0), (-0.7, 0.0), (-127.6, 127.4)):
+        for symmetric in (False, True):
+            scheme = Scheme("w8a8", "static", activation_symmetric=symmetric, scale="power-of-two")
+            found = statistics([graph], {"x": Range(low, high)}, scheme)
+            for name, (least, most) in {"x": (low, high), "bias": (0.0, 1.0)}.items():
+                minimum, maximum = float(found[name]["min"]), float(found[name]["max"])
+                scale = maximum / 127 if symmetric else (maximum - minimum) / 255
+                assert np.log2(scale) == int(np.log2(scale))
+                assert minimum <= least <= most <= maximum
+                assert minimum / scale == int(minimum / scale)
+
+
+def test_extremes_of_weights_give_back_the_estimators_scale() -> None:
+    weight = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
+    graph = Graph((Op("FULLY_CONNECTED", ("x", "w"), ("y",), 0),), ("x",), {"x": 0, "w": 1, "y": 2}, {"w": weight})
+    assert statistics([graph], {}, Scheme("w8", "none")) == {}
+    scheme = Scheme("w4", "none", weight_estimator="mse")
+    found, expected = statistics([graph], {}, scheme)["w"], quantize_weight(weight, scheme, 0)
+    assert found["max"].shape == (4, 1)
+    np.testing.assert_allclose(found["max"][:, 0] / 7, expected.scale, rtol=1e-6)
+    np.testing.assert_array_equal(found["min"], -found["max"])
+    asymmetric = Scheme("w4", "none", "per-tensor", weight_symmetric=False, weight_estimator="hqq")
+    found, expected = statistics([graph], {}, asymmetric)["w"], quantize_weight(weight, asymmetric, None)
+    assert found["max"].shape == (1, 1)
+    np.testing.assert_allclose((found["max"] - found["min"]).item() / 15, expected.scale, rtol=1e-6)
+    assert round(-8 - found["min"].item() / float(expected.scale)) == expected.zero_point
+
+
+def test_trained_ranges_reach_back_to_where_a_tensor_was_computed() -> None:
+    graph = _graph(
+        Op("ADD", ("x", "x"), ("sum",)),
+        Op("RESHAPE", ("sum",), ("flat",)),
+        _fully_connected("flat", "a"),
+        _fully_connected("flat", "b"),
+        _fully_connected("b", "c"),
+        constants=("w",),
+    )
+    found = trained_ranges(graph, {"edgeopt_model.a": (-1.0, 2.0), "b": (-3.0, 1.0), "missing": (0.0, 9.0)})
+    assert found == {"flat": Range(-3.0, 2.0), "sum": Range(-3.0, 2.0)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import zlib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from edgeopt.errors import UsageError
 from edgeopt.formats import summarize
 from edgeopt.formats.executorch import read_program
+from edgeopt.formats.executorch_layers import decode, encode
 
 ROOT = Path(next(iter(find_spec("executorch").submodule_search_locations)))
 INVALID = 0xFFFFFFFF
@@ -145,3 +147,18 @@ def test_corruption_never_crashes(program: Path, tmp_path: Path) -> None:
                 summarize(path)
             except UsageError as error:
                 assert "ExecuTorch program" in error.line()  # noqa: PT017 - some corruptions go unnoticed, rightly
+
+
+# --- source layers ----------------------------------------------------------------------------------------------------
+
+
+def test_layers_survive_their_encoding() -> None:
+    layers = {0: "embed", (1, 7): "head.fc", (1, 8): "head.fc", (2, 7): ""}
+    assert decode(encode(layers)) == {0: "embed", (1, 7): "head.fc", (1, 8): "head.fc"}
+    assert encode(layers) == encode(dict(layers))
+
+
+@pytest.mark.parametrize("data", [b"", b"x", zlib.compress(b"[1]"), zlib.compress(b'{"a":[[1]]}'), zlib.compress(b"{")])
+def test_a_damaged_table_of_layers_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError):
+        decode(data)

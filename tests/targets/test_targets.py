@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,11 @@ import pytest
 
 from edgeopt.device_profiles import load_device
 from edgeopt.errors import ConfigError, UsageError
-from edgeopt.exporter import EXPORTERS
+from edgeopt.exporter import EXPORTERS, load_exporter
 from edgeopt.runtimes import RUNTIMES
 from edgeopt.targets import list_targets, load_target
 from edgeopt.targets.schema import Target
+from edgeopt.types import LayerRules, Scheme
 
 PROMISED = [
     f"{platform}{runtime}-{precision}"
@@ -21,6 +23,11 @@ PROMISED = [
     for runtime in ("", "-onnx", "-executorch")
     for precision in ("fp32", "fp16", "int8", "int8-dynamic")
     if (runtime, precision) != ("-executorch", "fp16")
+]
+PROMISED += [
+    f"{platform}-onnx-{precision}"
+    for platform in ("android", "linux-arm64")
+    for precision in ("w8", "w4", "8da4w", "w8a16")
 ]
 
 OWN = """
@@ -35,8 +42,20 @@ activations = "static"
 """
 
 
+def scheme_of(precision: str, activations: str, more: str = "") -> str:
+    return OWN.replace('"w8a8"', f'"{precision}"').replace('"static"', f'"{activations}"') + more + "\n"
+
+
 def test_every_promised_target_is_there_in_order() -> None:
-    assert [target.name for target in list_targets()] == sorted(PROMISED)
+    names = [target.name for target in list_targets()]
+    assert names == sorted(names)
+    assert set(PROMISED) <= set(names)
+
+
+def test_platforms_have_the_same_targets() -> None:
+    names = [target.name for target in list_targets()]
+    android = [name.removeprefix("android") for name in names if name.startswith("android")]
+    assert android == [name.removeprefix("linux-arm64") for name in names if name.startswith("linux-arm64")]
 
 
 @pytest.mark.parametrize("target", list_targets(), ids=lambda target: target.name)
@@ -44,15 +63,24 @@ def test_builtin_targets_fit_the_rest(target: Target) -> None:
     assert target.format in EXPORTERS
     assert set(target.runtimes) <= set(RUNTIMES)
     assert target.format in load_device(target.device).formats
-    assert target.name.startswith(target.platform)
-    assert (target.gates.min_speedup == 1.0) == target.scheme.is_quantized
-    assert target.scheme.needs_calibration == target.name.endswith("-int8")
+    assert load_exporter(target.format).unsupported(target.scheme, LayerRules()) is None
+    runtime = "" if target.format == "litert" else f"-{target.format}"
+    assert target.name == f"{target.platform}{runtime}-{precision_name(target.scheme)}"
+    # Integer arithmetic that is slower than float is not worth shipping; where only weights are small, bytes count.
+    assert (target.gates.min_speedup == 1.0) == (target.scheme.activation_bits == 8)
     assert target.gates.min_sqnr_db is not None
+    known = {other.name for other in list_targets()}
     for text in target.advice.values():
-        for word in text.replace(";", " ").replace(",", " ").split():
-            if word.startswith(("android-", "linux-arm64-")):
-                assert word in PROMISED
-                assert word.startswith(target.platform)
+        for word in re.findall(r"(?:android|linux-arm64)-[a-z0-9-]+", text):
+            assert word in known
+            assert word.startswith(target.platform)
+
+
+def precision_name(scheme: Scheme) -> str:
+    """As in target names: the familiar "int8" for w8a8."""
+    if scheme.precision != "w8a8":
+        return scheme.precision
+    return "int8" if scheme.needs_calibration else "int8-dynamic"
 
 
 def test_unknown_name_gives_the_nearest() -> None:
@@ -74,6 +102,16 @@ def test_own_file(tmp_path: Path) -> None:
     assert target.gates.max_size_bytes == 5 << 20
     assert target.gates.min_sqnr_db == 12.0
     assert target.gates.min_speedup is None
+
+
+def test_own_weights(tmp_path: Path) -> None:
+    more = 'weight-granularity = "per-group"\ngroup-size = 64\nweight-symmetric = false\nweight-estimator = "hqq"'
+    scheme = load_target(write(tmp_path, scheme_of("w4", "none", more))).scheme
+    assert scheme == Scheme("w4", "none", "per-group", weight_symmetric=False, weight_estimator="hqq", group_size=64)
+    coded = load_target(write(tmp_path, scheme_of("w8", "none", 'weight-values = "k-means"'))).scheme
+    assert coded == Scheme("w8", "none", weight_values="k-means")
+    shifts = load_target(write(tmp_path, OWN + 'scale = "power-of-two"')).scheme
+    assert shifts == Scheme("w8a8", "static", scale="power-of-two")
 
 
 def test_extends_merges_tables_and_can_drop_a_gate(tmp_path: Path) -> None:
@@ -100,6 +138,35 @@ def test_extends_merges_tables_and_can_drop_a_gate(tmp_path: Path) -> None:
         (OWN.replace('"w8a8"', '"int8"'), r"scheme.precision: input should be 'fp32'.*got 'int8'"),
         (OWN.replace('"static"', '"none"'), r"'none' does not go with precision 'w8a8'; say \"static\""),
         (OWN.replace('"static"', '"dynamic"\nio = "int8"'), r"scheme.io"),
+        (scheme_of("w8a16", "dynamic"), r"'dynamic' does not go with precision 'w8a16'; say \"static\""),
+        (scheme_of("8da4w", "static"), r"'static' does not go with precision '8da4w'; say \"dynamic\""),
+        (scheme_of("w4", "dynamic"), r"'dynamic' does not go with precision 'w4'; say \"none\""),
+        (scheme_of("w8a16", "static", 'io = "int8"'), r"scheme.io: int8 inputs and outputs need 8-bit activations"),
+        (scheme_of("w8", "none", "activation-symmetric = true"), r"scheme.activation-symmetric: w8 does not quantize"),
+        (scheme_of("w8a8", "dynamic", 'scale = "power-of-two"'), r"scheme.scale: scales found at run time"),
+        (
+            scheme_of("fp16", "none", 'weight-estimator = "mse"'),
+            r"scheme.weight-estimator: fp16 weights are not quantized",
+        ),
+        (scheme_of("fp32", "none", "weight-symmetric = false"), r"scheme.weight-symmetric: fp32 weights are not"),
+        (
+            scheme_of("fp16", "none", 'weight-values = "k-means"'),
+            r"scheme.weight-values: fp16 weights are not",
+        ),
+        (scheme_of("fp16", "none", 'weight-granularity = "per-group"'), r"scheme.weight-granularity: fp16 weights"),
+        (
+            scheme_of("w8a8", "static", 'weight-values = "k-means"'),
+            r"scheme.weight-values: kernels compute with linear",
+        ),
+        (
+            scheme_of("w4", "none", 'weight-values = "k-means"\nweight-estimator = "hqq"'),
+            r"weight-estimator: k-means weights have a table",
+        ),
+        (
+            scheme_of("w4", "none", 'weight-values = "logarithmic"\nscale = "power-of-two"'),
+            r"scheme.scale: logarithmic",
+        ),
+        (scheme_of("w4", "none", "group-size = 1"), r"scheme.group-size: input should be greater than or equal to 2"),
         (OWN.replace('["litert"]', "[]"), r"runtimes: "),
         ("scheme = 3", r"mine.toml: "),
         ("a = ", r"not valid TOML"),

@@ -1,0 +1,192 @@
+"""Fine-tuning with the quantized file's own arithmetic in the forward pass (quantization-aware training)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeopt.compression.base import Needs, Pass, PassInputs
+from edgeopt.errors import ConversionError
+from edgeopt.types import Format, Model, Sample, Scheme, StepRecord
+
+if TYPE_CHECKING:
+    import torch
+
+    from edgeopt.datasets.base import Dataset
+    from edgeopt.training.config import TrainingConfig, TrainingResult
+    from edgeopt.training.loop import Trainer
+    from edgeopt.training.losses import Loss
+    from edgeopt.training.quantized_module import QuantizedModule
+
+_PRECISIONS = ("w8a8", "w8a16", "w8")
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizationAwareTraining(Pass):
+    """Train the weights so that the file that `format` makes of them loses as little as possible.
+
+    The network is trained with fake quantization where the format's file computes in integers, batch normalization
+    being folded as there (see `edgeopt.training.plan`), by straight-through gradients (Bengio et al. 2013; Jacob et
+    al. 2018). The result is an ordinary float model; where `learned` is set its weights lie on their int8 grid and
+    `Model.input_ranges` holds the ranges that were trained.
+
+    Attributes:
+        format: of the file that will be exported.
+        training: what is trained on; labels are used if the loss wants them.
+        config: how.
+        validation: judges the epochs; the best one is kept, the untrained model being one of them.
+        loss: see `edgeopt.training.losses.load_loss`.
+        alpha: weight of a task loss; the rest is distillation from the float model.
+        temperature: of distillation.
+        learned: train scales and ranges too (LSQ).
+        checkpoint_dir: keeps the state of the last finished epoch; None keeps none.
+        resume: continue from there.
+    """
+
+    format: Format
+    training: Dataset
+    config: TrainingConfig
+    validation: Dataset | None = None
+    loss: str | None = None
+    alpha: float = 0.5
+    temperature: float = 2.0
+    learned: bool = False
+    checkpoint_dir: Path | None = None
+    resume: bool = False
+    name: str = field(default="qat", init=False)
+    needs: Needs = field(default="training-data", init=False)
+    keeps_function: bool = field(default=False, init=False)
+
+    def not_applicable(self, model: Model, scheme: Scheme) -> str | None:
+        del model
+        if scheme.precision not in _PRECISIONS:
+            return f"it simulates {', '.join(_PRECISIONS)}, not {scheme.precision}"
+        odd = {
+            "asymmetric weights": not scheme.weight_symmetric,
+            "per-group weights": scheme.weight_granularity == "per-group",
+            "power-of-two scales": scheme.scale != "any",
+            f"the {scheme.weight_estimator} weight estimator": scheme.weight_estimator != "max",
+            f"{scheme.weight_values} weights": scheme.weight_values != "linear",
+        }
+        unknown = next((what for what, is_so in odd.items() if is_so), None)
+        return None if unknown is None else f"it does not simulate {unknown}"
+
+    def apply(self, model: Model, inputs: PassInputs) -> Model:
+        """Train.
+
+        Raises:
+            DataError: samples that don't fit the model or one another.
+            UsageError: a loss, setting or checkpoint that doesn't fit.
+            ConversionError: nothing would be quantized, or the network can't run in batches, or the loss diverges.
+        """
+        from edgeopt.training.losses import load_loss
+        from edgeopt.training.quantized_module import QuantizedModule
+
+        if model.module is None or inputs.samples is None:
+            raise ValueError("run_pass checks for a module and samples")
+        loss = load_loss(self.loss, self.training.is_labelled, self.alpha, self.temperature)
+        is_static = not any(spec.is_dynamic for spec in model.inputs)
+        quantized = QuantizedModule(
+            _trainable(model.module),
+            _example(model),
+            self.format,
+            inputs.scheme,
+            inputs.rules,
+            is_static=is_static,
+            learned=self.learned,
+        )
+        result = self._trainer(quantized, model, inputs, loss).run()
+        step = StepRecord("quantization-aware-training", self._record(inputs, result))
+        return replace(
+            model,
+            module=quantized.trained(model.module),
+            native=None,
+            history=(*model.history, step),
+            input_ranges={**model.input_ranges, **quantized.learned_ranges()},
+        )
+
+    def _trainer(self, quantized: QuantizedModule, model: Model, inputs: PassInputs, loss: Loss) -> Trainer:
+        from edgeopt.training.checkpoint import Checkpoints
+        from edgeopt.training.loop import Trainer, TrainingData, frozen_copy
+
+        assert model.module is not None
+
+        def calibration() -> Iterator[Sample]:
+            assert inputs.samples is not None
+            return inputs.samples()
+
+        checkpoints = None
+        if self.checkpoint_dir is not None:
+            checkpoints = Checkpoints(self.checkpoint_dir, resume=self.resume)
+        data = TrainingData(self.training, self.validation, calibration, inputs.count, model.inputs)
+        return Trainer(
+            quantized,
+            frozen_copy(model.module),
+            data,
+            loss,
+            self.config,
+            inputs.estimator,
+            inputs.seed,
+            inputs.progress,
+            checkpoints,
+            self._fingerprint(model, inputs) if checkpoints is not None else "",
+        )
+
+    def _record(self, inputs: PassInputs, result: TrainingResult) -> dict[str, str | int | float | bool | None]:
+        return {
+            **asdict(self.config),
+            "loss": self.loss,
+            "alpha": self.alpha,
+            "temperature": self.temperature,
+            "learned_ranges": self.learned,
+            "seed": inputs.seed,
+            "samples": len(self.training),
+            "data_sha256": self.training.fingerprint(),
+            "epochs_run": result.epochs,
+            "best_epoch": result.best_epoch,
+        }
+
+    def _fingerprint(self, model: Model, inputs: PassInputs) -> str:
+        """Of everything that decides the result."""
+        validation = None if self.validation is None else self.validation.fingerprint()
+        settings = (
+            self.format, self.config, self.loss, self.alpha, self.temperature, self.learned, inputs.scheme,
+            inputs.rules, inputs.seed, inputs.count, inputs.estimator, self.training.fingerprint(), validation,
+        )  # fmt: skip
+        digest = hashlib.sha256(repr(settings).encode())
+        assert model.module is not None
+        for name, tensor in model.module.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _trainable(module: torch.nn.Module) -> torch.nn.Module:
+    """The module, or where all its parameters are frozen, as in a model loaded for inference, a copy of it to train."""
+    import copy
+
+    parameters = list(module.parameters())
+    if any(parameter.requires_grad for parameter in parameters):
+        return module
+    real = [parameter for parameter in parameters if parameter.is_floating_point()]
+    if not real:
+        raise ConversionError(
+            "the model has no parameters to train: its weights are constants of a graph",
+            fix="give the model as a Python factory (file.py:factory)",
+        )
+    thawed = copy.deepcopy(module)
+    for parameter in thawed.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return thawed
+
+
+def _example(model: Model) -> list[torch.Tensor]:
+    import numpy as np
+    import torch
+
+    return [
+        torch.tensor(np.ascontiguousarray(model.example_inputs[spec.name], dtype=spec.dtype)) for spec in model.inputs
+    ]

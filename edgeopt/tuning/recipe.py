@@ -1,0 +1,243 @@
+"""`--recipe`: which cures a model gets, named by the user or found by trying them on the exported file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from edgeopt.compression import PASSES, load_pass
+from edgeopt.compression.base import run_pass
+from edgeopt.errors import ConversionError, MissingError
+from edgeopt.progress import Progress
+from edgeopt.tuning.assignment import search
+from edgeopt.tuning.budget import Budget
+from edgeopt.tuning.frontier import Frontier
+from edgeopt.tuning.layers import find_layers
+from edgeopt.tuning.sensitivity import Sensitivity, analyse
+from edgeopt.tuning.timing import time_together
+from edgeopt.tuning.trial import MIN_GAIN_DB, Score, Terms, Trials
+from edgeopt.types import EstimatorSpec, LayerRules, Model
+from edgeopt.workbench import Workbench
+
+#: What `--recipe auto` tries, the cheapest to run first.
+ESTIMATORS = (EstimatorSpec("mse"), EstimatorSpec("min-max"), EstimatorSpec("percentile", 99.99))
+#: A pass may slow the quantized file down by this much, or by anything affordable where it gains a lot.
+_SAME_SPEED = 1.03
+_LARGE_GAIN_DB = 3.0
+
+Outcome = Literal["kept", "not kept", "groundwork", "not applicable", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing that was tried.
+
+    Attributes:
+        name: "mse estimator", "equalize", "mixed precision".
+        outcome: "groundwork" did neither good nor harm, and stays only if a later pass that builds on it is kept.
+        gain_db: of the SQNR over the best before it; None where nothing was measured.
+        score: of the file that it gave.
+        note: why, where the figures don't say.
+    """
+
+    name: str
+    outcome: Outcome
+    gain_db: float | None = None
+    score: Score | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What to export.
+
+    Attributes:
+        workbench: of the model as the kept passes made it; its quantized file with `estimator` and `rules` is the
+            result.
+        before, after: scores of the plain file and of the result.
+        met: whether the result keeps the budget on the tuning samples; latency counts where there is a `frontier`.
+        steps: what was tried, in order.
+        sensitivity, frontier: of the search for mixed precision; None where none was needed or possible.
+    """
+
+    workbench: Workbench
+    estimator: EstimatorSpec
+    rules: LayerRules
+    before: Score
+    after: Score
+    met: bool
+    steps: tuple[Step, ...]
+    sensitivity: Sensitivity | None
+    frontier: Frontier | None
+
+
+def apply_passes(workbench: Workbench, names: Sequence[str], terms: Terms, estimator: EstimatorSpec) -> Workbench:
+    """A workbench for the model after these passes, in this order. Raises ConversionError when one does not apply."""
+    model = workbench.torch_model()
+    for name in names:
+        model = run_pass(load_pass(name), model, workbench.pass_inputs(terms.scheme, estimator))
+    return workbench.variant(model) if names else workbench
+
+
+def tune(
+    workbench: Workbench,
+    terms: Terms,
+    estimator: EstimatorSpec,
+    budget: Budget,
+    progress: Progress,
+    estimators: Sequence[EstimatorSpec] = ESTIMATORS,
+    passes: Iterable[str] = tuple(PASSES),
+) -> Tuned:
+    """Find estimator, passes and assignment of precisions that the budget wants, by measuring exported files.
+
+    Passes and estimators that cost no latency come first; what helps by more than chance stays. Layers that leave the
+    scheme's precision come last, and only if the budget still wants them.
+
+    Args:
+        terms: with the original float file's outputs on the tuning samples: passes must not move the goal.
+        estimator: the one to start from.
+        estimators: others to try; none where the user has chosen.
+        passes: names in `PASSES`, in the order to be tried.
+    """
+    tuner = _Tuner(Trials(workbench, estimator, terms), budget, progress)
+    before = tuner.best.score
+    tuner.try_estimators(estimators)
+    if tuner.try_passes(passes):
+        tuner.try_estimators(estimators)
+    return tuner.finish(before)
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    trials: Trials
+    score: Score
+
+    @property
+    def model(self) -> Model:
+        return self.trials.workbench.torch_model()
+
+
+class _Tuner:
+    """Climbs: each step starts from the best state so far."""
+
+    def __init__(self, trials: Trials, budget: Budget, progress: Progress) -> None:
+        self._budget = budget
+        self._progress = progress
+        self._baseline = trials.plain()
+        self._steps: list[Step] = []
+        self.best = _State(trials, trials.score(trials.rules))
+
+    @property
+    def _is_done(self) -> bool:
+        """Nothing is cheaper than the plain file, so once that is accurate enough the search is over."""
+        return self._budget.wants_cheapest and self._budget.is_accurate(self.best.score, with_margin=True)
+
+    def try_estimators(self, estimators: Sequence[EstimatorSpec]) -> None:
+        trials = self.best.trials
+        if not trials.terms.scheme.needs_calibration:
+            return
+        for estimator in estimators:
+            if estimator == self.best.trials.estimator or self._is_done:
+                continue
+            self._progress.step(f"Trying the {estimator.name} estimator")
+            state = self._state(trials.workbench, estimator)
+            kept = state.score.beats(self.best.score)
+            self._note(f"{estimator.name} estimator", "kept" if kept else "not kept", state.score)
+            if kept:
+                self.best = state
+
+    def try_passes(self, names: Iterable[str]) -> bool:
+        """Whether one was kept. A pass that does no harm is built upon, and kept if a later one needs it to help."""
+        try:
+            latest = self.best.model
+        except ConversionError as error:
+            self._steps.append(Step("passes", "failed", note=error.line()))
+            return False
+        any_kept = False
+        for name in names:
+            if self._is_done:
+                break
+            self._progress.step(f"Trying {name}")
+            try:
+                pass_ = load_pass(name)
+                if (reason := pass_.not_applicable(latest, self.best.trials.terms.scheme)) is not None:
+                    self._steps.append(Step(name, "not applicable", note=reason))
+                    continue
+                trials = self.best.trials
+                inputs = trials.workbench.pass_inputs(trials.terms.scheme, trials.estimator)
+                changed = run_pass(pass_, latest, inputs)
+                state = self._state(trials.workbench.variant(changed), trials.estimator)
+            except (ConversionError, MissingError) as error:
+                self._steps.append(Step(name, "failed", note=error.line()))
+                continue
+            if state.score.beats(self.best.score):
+                if (reason := self._too_slow(state)) is not None:
+                    self._note(name, "not kept", state.score, reason)
+                    continue
+                self._note(name, "kept", state.score)
+                self.best, latest, any_kept = state, changed, True
+            elif pass_.keeps_function and state.score.gain_db(self.best.score) > -MIN_GAIN_DB:
+                self._note(name, "groundwork", state.score)
+                latest = changed
+            else:
+                self._note(name, "not kept", state.score)
+        return any_kept
+
+    def finish(self, before: Score) -> Tuned:
+        """Mixed precision, where it can be of use."""
+        trials = self.best.trials
+        tuned = Tuned(
+            workbench=trials.workbench,
+            estimator=trials.estimator,
+            rules=trials.rules,
+            before=before,
+            after=self.best.score,
+            met=self._budget.is_accurate(self.best.score) and self._budget.fits(self.best.score.size_bytes),
+            steps=tuple(self._steps),
+            sensitivity=None,
+            frontier=None,
+        )
+        if self._is_done:
+            return tuned
+        try:
+            layers = find_layers(trials.workbench, trials.plain(), trials.rules)
+        except ConversionError as error:
+            return replace(tuned, steps=(*tuned.steps, Step("mixed precision", "not applicable", note=error.line())))
+        sensitivity = analyse(trials, layers, self._progress)
+        frontier = search(trials, layers, sensitivity, self._budget, self._baseline, self._progress)
+        chosen = frontier.chosen
+        outcome: Outcome = "kept" if chosen.float_layers or chosen.int16_layers else "not kept"
+        self._note("mixed precision", outcome, chosen.score)
+        return replace(
+            tuned,
+            rules=chosen.rules,
+            after=chosen.score,
+            met=frontier.met,
+            steps=tuple(self._steps),
+            sensitivity=sensitivity,
+            frontier=frontier,
+        )
+
+    def _state(self, workbench: Workbench, estimator: EstimatorSpec) -> _State:
+        trials = Trials(workbench, estimator, self.best.trials.terms)
+        return _State(trials, trials.score(trials.rules))
+
+    def _note(self, name: str, outcome: Outcome, score: Score, note: str = "") -> None:
+        self._steps.append(Step(name, outcome, score.gain_db(self.best.score), score, note))
+
+    def _too_slow(self, state: _State) -> str | None:
+        """Why a pass that helps is too dear, judged on its file beside the plain one."""
+        terms = state.trials.terms
+        candidate = state.trials.plain()
+        files = [self._baseline, candidate]
+        ratio = time_together(files, terms.runtime, terms.recording.first(), terms.threads)[1].ratio
+        limit = self._budget.max_latency_ratio
+        allowed = _SAME_SPEED
+        if state.score.gain_db(self.best.score) >= _LARGE_GAIN_DB:
+            allowed = float("inf") if limit is None else limit
+        if ratio > allowed:
+            return f"makes the file {ratio:.2f}x as slow"
+        if not self._budget.fits(candidate.size_bytes):
+            return "makes the file larger than the budget allows"
+        return None

@@ -1,0 +1,58 @@
+"""Latency of several files under the same conditions: in turns, in one fresh process."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from edgeopt.runtimes import RUNTIMES
+from edgeopt.types import Artifact, Sample
+from edgeopt.validation.benchmark import run_worker
+from edgeopt.validation.worker import FileRequest, Request
+
+#: Seconds of timing per file.
+BUDGET_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """One file's time.
+
+    Attributes:
+        ms: median over rounds of one inference.
+        ratio: median over rounds of its time by that of the first file in the same round.
+    """
+
+    ms: float
+    ratio: float
+
+
+def time_together(
+    files: Sequence[Artifact], runtime: str, sample: Sample, threads: int, budget_s: float = BUDGET_S
+) -> tuple[Timed, ...]:
+    """Time files in turns, round by round, so that a busy machine slows all of them alike.
+
+    Raises MissingError when the runtime is not on this machine, ConversionError when it refuses a file.
+    """
+    with TemporaryDirectory(prefix="edgeopt-timing-") as folder:
+        requests: list[FileRequest] = []
+        for artifact in files:
+            inputs = Path(folder) / f"{len(requests)}.npz"
+            names = tuple(tensor.name for tensor in artifact.signature.inputs)
+            np.savez(inputs, *(sample.inputs[name] for name in names))
+            path = str(artifact.path.resolve())
+            requests.append(FileRequest(path, artifact.signature, RUNTIMES[runtime], str(inputs), names))
+        reply = run_worker(Request("latency", tuple(requests), threads, budget_s * len(files)))
+    first = reply.rounds_ms[0]
+    return tuple(
+        Timed(
+            ms=statistics.median(rounds),
+            ratio=statistics.median(mine / theirs for mine, theirs in zip(rounds, first, strict=True)),
+        )
+        for rounds in reply.rounds_ms
+    )
