@@ -136,6 +136,8 @@ class _Writer:
         copy = self._copy(node)
         for i, name in enumerate(node.input):
             copy.input[i] = self._real(name)
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm") and copy.input[0] in self._decoded.values():
+            copy.input[0] = self._decoded_by_channel(node)
         if node.op_type == "Add" and self._products.intersection(node.input):
             self._keep_bias_apart(copy)
         copy.output[:] = [self._float_name(name) for name in node.output]
@@ -328,6 +330,36 @@ class _Writer:
             self._decoded[name] = name if keeps_name else f"{name}_dq"
             self._decode(self._forms[name], self._decoded[name])
         return self._decoded[name]
+
+    def _decoded_by_channel(self, node: onnx.NodeProto) -> str:
+        """The input of a float product, decoded with its one scale repeated for every channel.
+
+        Behind a DequantizeLinear with a scalar scale, ONNX Runtime (WeightBiasQuantization) takes the product for one
+        that someone forgot to quantize, and quantizes its weights itself, with one scale for all of them.
+        """
+        name, weight = node.input[0], self._constants.get(node.input[1])
+        if weight is None:
+            return self._decoded_activation(name)
+        if node.op_type == "Conv":
+            channels = weight.shape[1] * int(number(node, "group", 1))
+        else:
+            channels = weight.shape[1 if node.op_type == "Gemm" and number(node, "transB", 0) else 0]
+        real = f"{name}_dq_{channels}"
+        if real not in self._made:
+            self._made.add(real)
+            self._decode_by_channel(self._forms[name], real, channels)
+        return real
+
+    def _decode_by_channel(self, form: Quantized, real: str, channels: int) -> None:
+        from onnx import helper
+
+        scale, zero_point = self._parameter_constants(form)
+        inputs = [
+            form.name,
+            self._constant(f"{scale}_x{channels}", np.full(channels, form.scale, dtype=np.float32)),
+            self._constant(f"{zero_point}_x{channels}", np.full(channels, form.zero_point, dtype=self._integer)),
+        ]
+        self.nodes.append(helper.make_node("DequantizeLinear", inputs, [real], name=f"{real}/dequantize", axis=1))
 
     def _float_name(self, name: str) -> str:
         """Name of the float tensor that a node writes, which must leave a graph output's name to what is given out."""

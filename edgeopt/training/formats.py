@@ -218,6 +218,7 @@ class _LiteRT(_Chooser):
     """ai-edge-quantizer: every operator that it knows."""
 
     format = "litert"
+    moves = _MOVES | {"select"}
     _computing = (
         CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS | PRODUCTS | CLIPS
         | {"batch_norm", "add", "sub", "mul", "div", "sigmoid", "hardsigmoid", "softmax", "gelu", "tanh", "avg_pool2d",
@@ -242,7 +243,8 @@ class _Xnnpack(_Chooser):
 
     format = "executorch"
     moves = frozenset({"view", "reshape", "flatten", "transpose", "permute", "squeeze", "unsqueeze", "max_pool2d",
-                       "slice", "getitem", "dropout", "contiguous", "clone", "pad", "constant_pad_nd"})  # fmt: skip
+                       "slice", "getitem", "select", "dropout", "contiguous", "clone", "pad",
+                       "constant_pad_nd"})  # fmt: skip
     _anchors = frozenset({"conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d", "linear"})
 
     def select(self) -> None:

@@ -142,6 +142,8 @@ class _Recorder(SiteMode):
         if not made or all(value is None for value in inputs):
             return result
         operator = operator_name(function)
+        if operator == "getitem" and made[0].dim() < tensors[0].dim():
+            operator = "select"  # an integer index, which files have as a Gather
         weight, elements = self._weight(operator, args, kwargs, tensors)
         owner = weight[1].rpartition(".")[0] if weight is not None and weight[1] else ""
         layer = owner or (site.layer if site is not None else "")
