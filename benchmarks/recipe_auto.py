@@ -55,7 +55,7 @@ def main(work: Path, targets: list[str]) -> None:
     assert model.module is not None
     calibration = [dict(sample.inputs) for sample in data.calibration]
     samples = list(data.evaluation)
-    with open_source(model, 2) as source:
+    with open_source(model, 1) as source:
         expected = [source.run(sample.inputs) for sample in samples]
     rows: list[str] = []
     for target in targets:
@@ -85,7 +85,7 @@ def _row(name: str, path: Path, plain: Bundle, samples: list[Sample], expected: 
     summary = summarize(path)
     runtime = RUNTIME_OF[summary.format]
     terms: Signature = in_terms_of(base.signature, summary.signature, str(path))
-    with load_runtime(runtime).open(path, terms, 2) as session:
+    with load_runtime(runtime).open(path, terms, 1) as session:
         quality = evaluate(Replay(terms, expected), session, samples, load_metric("top1"))
     inputs = samples[0].inputs
     measured = benchmark_pair(
@@ -97,8 +97,8 @@ def _row(name: str, path: Path, plain: Bundle, samples: list[Sample], expected: 
     assert quality.candidate_metric is not None
     assert quality.agreement is not None
     return (
-        f"| {name} | {100 * quality.candidate_metric:.2f} % | {100 * quality.agreement:.1f} % | {quality.sqnr_db:.1f} dB "
-        f"| {1 / speed.value:.2f}x | {path.stat().st_size / 2**20:.2f} |"
+        f"| {name} | {100 * quality.candidate_metric:.2f} % | {100 * quality.agreement:.1f} % | {quality.sqnr_db:.1f} "
+        f"dB | {1 / speed.value:.2f}x | {path.stat().st_size / 2**20:.2f} |"
     )
 
 

@@ -33,7 +33,7 @@ def _unscale_inputs(conv: nn.Module, factors: torch.Tensor) -> None:
 
 
 def rescale_efficientnet_lite(network: nn.Module, seed: int = 0) -> nn.Module:
-    """EfficientNet-Lite: the bottlenecks between blocks, which no activation follows; a residual group shares factors."""
+    """EfficientNet-Lite: the bottlenecks between blocks, which no activation follows; residual groups share factors."""
     scaled = copy.deepcopy(network)
     random = torch.Generator().manual_seed(seed)
     blocks = list(scaled._blocks)

@@ -85,12 +85,65 @@ def executorch(module: torch.nn.Module, example: torch.Tensor, samples: Samples,
     path.write_bytes(lowered.to_executorch().buffer)
 
 
+def litert_dynamic(module: torch.nn.Module, example: torch.Tensor, samples: Samples, path: Path) -> None:
+    """litert_torch.convert, then ai-edge-quantizer's dynamic_wi8_afp32."""
+    import litert_torch
+    from ai_edge_quantizer import quantizer, recipe
+
+    del samples
+    float_path = path.with_name("float_" + path.name)
+    litert_torch.convert(module, (example,)).export(str(float_path))
+    work = quantizer.Quantizer(str(float_path))
+    work.load_quantization_recipe(recipe.dynamic_wi8_afp32())
+    work.quantize().export_model(str(path), overwrite=True)
+
+
+def onnx_dynamic(module: torch.nn.Module, example: torch.Tensor, samples: Samples, path: Path) -> None:
+    """torch.onnx.export, then quantize_dynamic with its defaults."""
+    import onnx as onnx_format
+    from onnxruntime.quantization import quantize_dynamic
+
+    float_path = path.with_name("float_" + path.name)
+    program = torch.onnx.export(module, (example,), dynamo=True, opset_version=18, input_names=[next(iter(samples[0]))])
+    assert program is not None
+    program.save(str(float_path), external_data=False)
+    graph = onnx_format.load(str(float_path))
+    del graph.graph.value_info[:]  # quantize_dynamic stumbles over the exporter's own
+    onnx_format.save(graph, str(float_path))
+    quantize_dynamic(str(float_path), str(path))
+
+
+def executorch_dynamic(module: torch.nn.Module, example: torch.Tensor, samples: Samples, path: Path) -> None:
+    """PT2E with the stock XNNPACKQuantizer's dynamic configuration."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from executorch.exir import to_edge_transform_and_lower
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    del samples
+    config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
+    graph = torch.export.export(module, (example,)).module(check_guards=False)
+    prepared = prepare_pt2e(graph, XNNPACKQuantizer().set_global(config))
+    with torch.no_grad():
+        prepared(example)
+    lowered = to_edge_transform_and_lower(
+        torch.export.export(convert_pt2e(prepared), (example,)), partitioner=[XnnpackPartitioner()]
+    )
+    path.write_bytes(lowered.to_executorch().buffer)
+
+
 ROUTES = {
     "litert": litert,
     "litert channel-last": litert_channel_last,
     "onnx": onnx,
     "onnx per-channel U8S8": onnx_u8s8,
     "executorch": executorch,
+    "litert dynamic": litert_dynamic,
+    "onnx dynamic": onnx_dynamic,
+    "executorch dynamic": executorch_dynamic,
 }
 
 

@@ -18,7 +18,7 @@ from edgeopt.progress import Progress, Silent
 from edgeopt.revalidation import validate
 from edgeopt.runtimes import load_runtime
 from edgeopt.runtimes.reference import open_reference
-from edgeopt.tuning.qat import QatConfig, trainer
+from edgeopt.tuning.qat import QatConfig, trainer, with_training_data
 from edgeopt.tuning.quantize import quantize
 from edgeopt.types import Artifact, Bundle, Finding, LayerRules, Model
 from edgeopt.validation.metrics import Metric
@@ -30,11 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "compare", "export", "qat", "validate"]
 
-EVALUATED_ON_TRAINING_DATA = Finding(
-    "evaluated-on-training-data",
-    "evaluation",
-    "the result is proven on samples that it was trained on; give --validation DATA or --evaluation DATA",
-)
 #: Each costs its inputs and outputs in bundle size.
 GOLDEN_VECTORS = 4
 
@@ -49,7 +44,7 @@ def export(config: RunConfig, progress: Progress | None = None) -> tuple[Bundle,
     Raises any `EdgeoptError` other than `GateError`; then nothing new stands in the output directory but the
     bundles of targets that were finished before.
     """
-    return _export(config, None, progress or Silent())
+    return _export(config, None, (), progress or Silent())
 
 
 def qat(config: RunConfig, settings: QatConfig, progress: Progress | None = None) -> tuple[Bundle, ...]:
@@ -58,18 +53,15 @@ def qat(config: RunConfig, settings: QatConfig, progress: Progress | None = None
     Where the configuration names no data, the training data calibrate and the validation data prove the result.
     """
     progress = progress or Silent()
-    config = with_example(config)
+    config, findings = with_training_data(with_example(config), settings)
     rules = LayerRules(config.keep_float, config.int16_activations)
     train = trainer(settings, rules, config.num_calibration_samples, config.seed, progress)
-    config = replace(
-        config,
-        calibration=settings.train if config.calibration is None else config.calibration,
-        evaluation=settings.validation if config.evaluation is None else config.evaluation,
-    )
-    return _export(config, train, progress)
+    return _export(config, train, findings, progress)
 
 
-def _export(config: RunConfig, train: Train | None, progress: Progress) -> tuple[Bundle, ...]:
+def _export(
+    config: RunConfig, train: Train | None, findings: tuple[Finding, ...], progress: Progress
+) -> tuple[Bundle, ...]:
     config = with_example(config)
     jobs = plan_jobs(config)
     progress.step("Loading the model")
@@ -79,9 +71,7 @@ def _export(config: RunConfig, train: Train | None, progress: Progress) -> tuple
     model = with_preprocessing(config, model)
     data = open_data(config, model, jobs)
     metric = metric_of(config, model, data.evaluation)
-    findings = data.findings
-    if train is not None and config.evaluation is None:
-        findings = (*findings, EVALUATED_ON_TRAINING_DATA)
+    findings = (*data.findings, *findings)
     if data.calibration is not None:
         samples = progress.track(data.calibration, "Checking the data", len(data.calibration))
         findings = (*findings, *check_inputs(samples, model.inputs, len(data.calibration)))

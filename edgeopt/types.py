@@ -26,7 +26,7 @@ PassName = Literal[
 ]  # fmt: skip
 Provenance = Literal["measured-host", "emulated", "estimated", "measured-device"]
 
-#: Attribute under which a source's adapter module holds the user's own module (see `strip_wrapper`).
+#: Attribute under which a source's adapter module holds the user's own module (see `edgeopt.layer_names`).
 WRAPPED_ATTRIBUTE = "edgeopt_model"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,23 @@ if TYPE_CHECKING:
     from edgeopt.progress import Progress
 
 _Key = tuple[Format, Scheme, EstimatorSpec, LayerRules]
+
+
+@dataclass(frozen=True, slots=True)
+class _Observed:
+    """What the calibration samples have shown so far, which does not depend on the layers' rules.
+
+    Findings are kept beside the ranges: only the conversion that runs the samples is told of them, and those that
+    take its ranges are as much concerned.
+    """
+
+    ranges: dict[str, Range] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+    def add(self, finding: Finding) -> None:
+        if finding not in self.findings:
+            self.findings.append(finding)
+
 
 #: The one format that takes a native graph as it is; every other goes through torch.
 NATIVE_FORMAT: dict[str, Format] = {"onnx": "onnx", "savedmodel": "litert", "keras": "litert"}
@@ -48,7 +65,7 @@ class Workbench:
         self._progress = progress
         self._floats: dict[Format, Artifact] = {}
         self._quantized: dict[_Key, tuple[Artifact, tuple[Finding, ...]]] = {}
-        self._known: dict[tuple[Format, Scheme, EstimatorSpec], dict[str, Range]] = {}
+        self._observed: dict[tuple[Format, Scheme, EstimatorSpec], _Observed] = {}
         self._torch_model: Model | None = None
         self._variants = 0
 
@@ -89,9 +106,8 @@ class Workbench:
         if key not in self._quantized:
             float_artifact = self.float_artifact(format_)
             self._progress.step(f"Converting to {scheme.precision} ({format_})")
-            findings: list[Finding] = []
-            known = self._known.setdefault((format_, scheme, estimator), {})
-            run = self._calibration_run(scheme, estimator, findings, known)
+            observed = self._observed.setdefault((format_, scheme, estimator), _Observed())
+            run = self._calibration_run(scheme, estimator, observed)
             request = QuantizationRequest(scheme, run, rules)
             directory = self._make(f"{format_}-{len(self._quantized)}")
             model = self._model_for(format_)
@@ -100,7 +116,7 @@ class Workbench:
                 model = replace(model, history=(*model.history, step))
                 float_artifact = replace(float_artifact, history=(*float_artifact.history, step))
             artifact = load_exporter(format_).export_quantized(model, float_artifact, request, directory)
-            self._quantized[key] = (artifact, tuple(findings))
+            self._quantized[key] = (artifact, tuple(observed.findings))
         return self._quantized[key]
 
     def _model_for(self, format_: Format) -> Model:
@@ -114,9 +130,7 @@ class Workbench:
             self._torch_model = as_torch(self.model)
         return self._torch_model
 
-    def _calibration_run(
-        self, scheme: Scheme, estimator: EstimatorSpec, findings: list[Finding], known: dict[str, Range]
-    ) -> CalibrationRun | None:
+    def _calibration_run(self, scheme: Scheme, estimator: EstimatorSpec, observed: _Observed) -> CalibrationRun | None:
         data = self._calibration
         if not scheme.needs_calibration or data is None:
             return None
@@ -124,7 +138,7 @@ class Workbench:
         def samples() -> Iterator[Sample]:
             return self._progress.track(data, "Calibrating", len(data))
 
-        return CalibrationRun(samples, len(data), estimator, findings.append, known)
+        return CalibrationRun(samples, len(data), estimator, observed.add, observed.ranges)
 
     def _calibration_step(self, run: CalibrationRun) -> StepRecord:
         assert self._calibration is not None

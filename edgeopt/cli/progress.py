@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO, TypeVar
@@ -17,8 +18,11 @@ T = TypeVar("T")
 
 @contextmanager
 def shown_on(stream: TextIO) -> Iterator[Progress]:
-    """Progress drawn on `stream` while the block runs and wiped at its end; silent when that is no terminal."""
-    if not stream.isatty():
+    """Progress drawn on `stream` while the block runs and wiped at its end.
+
+    Silent when that is no terminal, and in all processes of a launcher but the first, which would draw over it.
+    """
+    if not stream.isatty() or os.environ.get("RANK", "0") != "0":
         yield Silent()
         return
     from rich.console import Console

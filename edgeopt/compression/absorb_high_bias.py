@@ -11,9 +11,10 @@ import numpy as np
 from edgeopt.compression.base import Needs, PassInputs
 from edgeopt.compression.dataflow import Dataflow, Surgery, biasable, follow
 from edgeopt.compression.fold_batch_norm import fold
-from edgeopt.compression.graph import MOVES, Operator, arguments, aten, is_exempt, name_of
+from edgeopt.compression.graph import MOVES, Operator, arguments, aten, name_of
 from edgeopt.compression.observe import Visit, observe
 from edgeopt.errors import ConversionError
+from edgeopt.layer_names import layer_is_exempt
 from edgeopt.types import Array, Model, Scheme, StepRecord
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class AbsorbHighBias:
         pairs = [
             pair
             for pair in _pairs(flow)
-            if not any(is_exempt(operator.layer, exempt) for operator in (pair.writer, *pair.readers))
+            if not any(layer_is_exempt(operator.layer, exempt) for operator in (pair.writer, *pair.readers))
         ]
         lows, highs = _extremes(folded, inputs, pairs)
         missing = {reader.weight: reader for pair in pairs for reader in pair.readers if reader.bias is None}

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import numpy as np
 
@@ -51,7 +51,8 @@ class PassInputs:
 
 
 class Pass(Protocol):
-    """One transformation. Implementations are frozen dataclasses: their fields are their configuration.
+    """One transformation. Implementations are frozen dataclasses: their fields are their configuration, while the
+    attributes below are the same for all of a class.
 
     Attributes:
         name: kebab-case, as `--recipe` takes it.
@@ -59,9 +60,9 @@ class Pass(Protocol):
         keeps_function: whether the float function of the model stays the same; `run_pass` proves it.
     """
 
-    name: str
-    needs: Needs
-    keeps_function: bool
+    name: ClassVar[str]
+    needs: ClassVar[Needs]
+    keeps_function: ClassVar[bool]
 
     def not_applicable(self, model: Model, scheme: Scheme) -> str | None:
         """Why it would do nothing for this model at this scheme, in a few words; None when it applies."""

@@ -11,8 +11,9 @@ from edgeopt.calibration.weights import quantize_weight, rows_to_shape, to_rows
 from edgeopt.compression.base import Needs, PassInputs
 from edgeopt.compression.dataflow import Surgery, follow
 from edgeopt.compression.fold_batch_norm import fold
-from edgeopt.compression.graph import Operator, is_exempt
+from edgeopt.compression.graph import Operator
 from edgeopt.errors import ConversionError
+from edgeopt.layer_names import layer_is_exempt
 from edgeopt.types import Array, Model, Scheme, StepRecord
 
 #: A scale's weights are clipped only when that takes this share off their squared error.
@@ -55,7 +56,7 @@ class ClipOutliers:
         operators = [operator for operator in follow(folded).operators.values() if operator.kind != "affine"]
         clipped = 0
         for operator in inputs.progress.track(operators, "Clipping weights", len(operators)):
-            if is_exempt(operator.layer, inputs.rules.keep_float):
+            if layer_is_exempt(operator.layer, inputs.rules.keep_float):
                 continue
             weight = surgery.get(operator.weight).astype(np.float32)
             narrowed = _clip(weight, inputs.scheme, _axis(operator, inputs.scheme))

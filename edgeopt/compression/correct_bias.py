@@ -12,7 +12,7 @@ import numpy as np
 from edgeopt.compression.base import Needs, PassInputs
 from edgeopt.compression.expectations import expected_inputs, norm_statistics
 from edgeopt.compression.fold_batch_norm import fold
-from edgeopt.compression.layers import Call, Layer, find_layers, give_biases, is_exempt
+from edgeopt.compression.layers import Call, Layer, find_layers, give_biases
 from edgeopt.compression.lockstep import run_in_lockstep
 from edgeopt.compression.simulation import (
     InputQuantizer,
@@ -23,6 +23,7 @@ from edgeopt.compression.simulation import (
     sample_arguments,
 )
 from edgeopt.errors import ConversionError
+from edgeopt.layer_names import layer_is_exempt
 from edgeopt.types import Model, Scheme, StepRecord
 
 if TYPE_CHECKING:
@@ -72,7 +73,9 @@ class CorrectBias:
 
 def _from_samples(model: Model, module: torch.nn.Module, inputs: PassInputs, limit: int) -> int:
     """Correct the module in place; returns the number of layers."""
-    layers = tuple(layer for layer in give_biases(model, module) if not is_exempt(layer, inputs.rules.keep_float))
+    layers = tuple(
+        layer for layer in give_biases(model, module) if not layer_is_exempt(layer.path, inputs.rules.keep_float)
+    )
     quantize_input = InputQuantizer(inputs, input_ranges(model, module, layers, inputs))
     runs = sample_arguments(model, inputs, limit)
     corrected: dict[str, torch.Tensor] = {}
@@ -114,7 +117,7 @@ def _from_norms(model: Model, inputs: PassInputs) -> tuple[Model, int]:
     means = expected_inputs(replace(folded, module=module), statistics)
     corrected: dict[str, torch.Tensor] = {}
     for layer in layers:
-        if layer.bias is None or layer.weight not in means or is_exempt(layer, inputs.rules.keep_float):
+        if layer.bias is None or layer.weight not in means or layer_is_exempt(layer.path, inputs.rules.keep_float):
             continue
         weight = module.get_parameter(layer.weight).detach()
         error = (quantized_weight(layer, weight, inputs.scheme) - weight).double()

@@ -11,8 +11,9 @@ import numpy as np
 from edgeopt.compression.base import Needs, PassInputs
 from edgeopt.compression.dataflow import Dataflow, Family, Surgery, follow
 from edgeopt.compression.fold_batch_norm import fold
-from edgeopt.compression.graph import Operator, is_exempt
+from edgeopt.compression.graph import Operator
 from edgeopt.errors import ConversionError
+from edgeopt.layer_names import layer_is_exempt
 from edgeopt.types import Array, LayerRules, Model, Scheme, StepRecord
 
 #: Sweeps end when no factor changes by more than this, or after so many of them.
@@ -112,7 +113,7 @@ def _mean_range(
     logs = []
     for name in names:
         operator = flow.operators[name]
-        if is_exempt(operator.layer, rules.keep_float):
+        if layer_is_exempt(operator.layer, rules.keep_float):
             continue
         index = operator.out_index if side is flow.writes else operator.in_index
         assert index is not None

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal, TypeGuard
 
 import numpy as np
 
 from edgeopt.errors import ConversionError
-from edgeopt.types import WRAPPED_ATTRIBUTE, Array, Model
+from edgeopt.layer_names import strip_wrapper
+from edgeopt.types import Array, Model
 
 if TYPE_CHECKING:
     import torch
@@ -141,14 +140,7 @@ def layer_of(node: Node) -> str:
     # torch.export marks the second call of a shared module with "@1".
     paths = [str(path).split("@")[0] for path, _ in stack.values()]
     innermost = next((path for path in reversed(paths) if path), "")
-    return "" if innermost == WRAPPED_ATTRIBUTE else innermost.removeprefix(f"{WRAPPED_ATTRIBUTE}.")
-
-
-def is_exempt(layer: str, patterns: Iterable[str]) -> bool:
-    """Whether a layer stays float: a pattern matches its path or that of a module that contains it."""
-    parts = layer.split(".")
-    prefixes = [".".join(parts[: end + 1]) for end in range(len(parts))]
-    return any(fnmatchcase(prefix, pattern) for pattern in patterns for prefix in prefixes)
+    return strip_wrapper(innermost)
 
 
 def shape_of(node: Node) -> tuple[int, ...] | None:

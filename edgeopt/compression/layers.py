@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from edgeopt.types import WRAPPED_ATTRIBUTE, Array, Model, TensorSpec
+from edgeopt.layer_names import strip_wrapper
+from edgeopt.types import Array, Model, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -180,13 +180,6 @@ def give_biases(model: Model, module: torch.nn.Module) -> tuple[Layer, ...]:
     return after
 
 
-def is_exempt(layer: Layer, patterns: Iterable[str]) -> bool:
-    """Whether a pattern matches the layer's path or that of a module that contains it."""
-    parts = layer.path.split(".")
-    prefixes = [".".join(parts[: i + 1]) for i in range(len(parts))]
-    return any(fnmatchcase(prefix, pattern) for pattern in patterns for prefix in prefixes)
-
-
 def arguments_of(specs: Sequence[TensorSpec], arrays: Mapping[str, Array]) -> tuple[torch.Tensor, ...]:
     """The positional arguments of a model's module for one sample's inputs."""
     import torch
@@ -224,7 +217,7 @@ def _described(name: str, operands: Mapping[str, object], names: Mapping[int, st
     assert isinstance(groups, int)
     padding = operands.get("padding", 0)
     return Layer(
-        path=_own_path(path.rpartition(".")[0]),
+        path=strip_wrapper(path.rpartition(".")[0]),
         weight=path,
         bias=names.get(id(bias)) if bias is not None else None,
         kind=kind,
@@ -234,11 +227,6 @@ def _described(name: str, operands: Mapping[str, object], names: Mapping[int, st
         dilation=_per_dimension(operands.get("dilation", 1), spatial),
         groups=groups,
     )
-
-
-def _own_path(path: str) -> str:
-    """Without the source adapter's prefix."""
-    return "" if path == WRAPPED_ATTRIBUTE else path.removeprefix(f"{WRAPPED_ATTRIBUTE}.")
 
 
 def _per_dimension(value: object, dimensions: int) -> tuple[int, ...]:

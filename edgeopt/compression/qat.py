@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from edgeopt.compression.base import Needs, Pass, PassInputs
+from edgeopt.compression.base import Needs, PassInputs
 from edgeopt.errors import ConversionError
 from edgeopt.types import Format, Model, Sample, Scheme, StepRecord
 
@@ -25,7 +25,7 @@ _PRECISIONS = ("w8a8", "w8a16", "w8")
 
 
 @dataclass(frozen=True, slots=True)
-class QuantizationAwareTraining(Pass):
+class QuantizationAwareTraining:
     """Train the weights so that the file that `format` makes of them loses as little as possible.
 
     The network is trained with fake quantization where the format's file computes in integers, batch normalization
@@ -46,6 +46,9 @@ class QuantizationAwareTraining(Pass):
         resume: continue from there.
     """
 
+    name: ClassVar[str] = "qat"
+    needs: ClassVar[Needs] = "training-data"
+    keeps_function: ClassVar[bool] = False
     format: Format
     training: Dataset
     config: TrainingConfig
@@ -56,9 +59,6 @@ class QuantizationAwareTraining(Pass):
     learned: bool = False
     checkpoint_dir: Path | None = None
     resume: bool = False
-    name: str = field(default="qat", init=False)
-    needs: Needs = field(default="training-data", init=False)
-    keeps_function: bool = field(default=False, init=False)
 
     def not_applicable(self, model: Model, scheme: Scheme) -> str | None:
         del model

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from edgeopt.calibration.weights import quantize_weight
 from edgeopt.compression.base import Needs, PassInputs
-from edgeopt.compression.layers import Call, Layer, find_layers, give_biases, is_exempt
+from edgeopt.compression.layers import Call, Layer, find_layers, give_biases
 from edgeopt.compression.lockstep import run_in_lockstep
 from edgeopt.compression.moments import Moments, MomentSums
 from edgeopt.compression.rounding import Grid, compensate, descend
@@ -22,6 +22,7 @@ from edgeopt.compression.simulation import (
     sample_arguments,
 )
 from edgeopt.errors import ConversionError
+from edgeopt.layer_names import layer_is_exempt
 from edgeopt.types import Model, Scheme, StepRecord
 
 if TYPE_CHECKING:
@@ -73,7 +74,9 @@ class RoundAdaptively:
         if model.module is None:
             raise ValueError("a pass takes a model with a torch module")
         module = copy.deepcopy(model.module)
-        layers = tuple(layer for layer in give_biases(model, module) if not is_exempt(layer, inputs.rules.keep_float))
+        layers = tuple(
+            layer for layer in give_biases(model, module) if not layer_is_exempt(layer.path, inputs.rules.keep_float)
+        )
         if not any(not layer.feeds_norm for layer in layers):
             raise ConversionError(
                 "every layer feeds a batch norm, which exporters fold into the weights",

@@ -11,7 +11,8 @@ import numpy as np
 from edgeopt.calibration.ranges import ActivationRanges, Range
 from edgeopt.calibration.weights import quantize_weight
 from edgeopt.compression.base import PassInputs
-from edgeopt.compression.layers import Call, Layer, arguments_of, by_identity, intercept, is_exempt
+from edgeopt.compression.layers import Call, Layer, arguments_of, by_identity, intercept
+from edgeopt.layer_names import layer_is_exempt
 from edgeopt.types import Model, Scheme
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ class InputQuantizer:
             bound = self._ranges[layer.weight]
         else:
             bound = Range(min(float(values.min()), 0.0), max(float(values.max()), 0.0))
-        return _rounded(values, bound, 16 if is_exempt(layer, self._int16) else bits, self._scheme.activation_symmetric)
+        return _rounded(
+            values, bound, 16 if layer_is_exempt(layer.path, self._int16) else bits, self._scheme.activation_symmetric
+        )
 
 
 def _rounded(values: torch.Tensor, bound: Range, bits: int, symmetric: bool) -> torch.Tensor:

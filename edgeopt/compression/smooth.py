@@ -11,9 +11,9 @@ import numpy as np
 from edgeopt.calibration.weights import quantize_weight
 from edgeopt.compression.base import Needs, PassInputs
 from edgeopt.compression.dataflow import Dataflow, Family, Surgery, follow
-from edgeopt.compression.graph import is_exempt
 from edgeopt.compression.observe import observe
 from edgeopt.errors import ConversionError
+from edgeopt.layer_names import layer_is_exempt
 from edgeopt.types import Array, LayerRules, Model, Scheme, StepRecord
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _families(flow: Dataflow, scheme: Scheme) -> list[Family]:
 
 
 def _is_float(flow: Dataflow, family: Family, rules: LayerRules) -> bool:
-    return any(is_exempt(flow.operators[name].layer, rules.keep_float) for name in family.consumers)
+    return any(layer_is_exempt(flow.operators[name].layer, rules.keep_float) for name in family.consumers)
 
 
 def _observe(model: Model, inputs: PassInputs, flow: Dataflow, families: list[Family]) -> dict[str, _Seen]:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from edgeopt.calibration.ranges import Range
 from edgeopt.errors import ConversionError, UsageError
-from edgeopt.formats.onnx import load, source_layer
+from edgeopt.formats.onnx import as_attribute, layer_names, load
+from edgeopt.layer_names import layer_is_exempt, strip_wrapper
 from edgeopt.types import (
-    WRAPPED_ATTRIBUTE,
     Artifact,
     EstimatorSpec,
     Finding,
@@ -64,7 +62,7 @@ class QuantizationRequest:
     Attributes:
         scheme: see `Scheme`.
         calibration: set exactly when `scheme.needs_calibration`.
-        rules: layers that are exempt from it, see `layer_is_exempt`.
+        rules: layers that are exempt from it, see `layer_names.layer_is_exempt`.
     """
 
     scheme: Scheme
@@ -103,18 +101,6 @@ class Exporter(Protocol):
         ...
 
 
-def strip_wrapper(layer: str) -> str:
-    """A layer's path in the user's own module, without the source adapter's prefix."""
-    return layer.removeprefix(f"{WRAPPED_ATTRIBUTE}.") if layer != WRAPPED_ATTRIBUTE else ""
-
-
-def layer_is_exempt(layer: str, patterns: Iterable[str]) -> bool:
-    """Whether a source layer stays float: a pattern matches its path or that of a module that contains it."""
-    parts = strip_wrapper(layer).split(".")
-    prefixes = [".".join(parts[: i + 1]) for i in range(len(parts))]
-    return any(fnmatchcase(prefix, pattern) for pattern in patterns for prefix in prefixes)
-
-
 def check_keep_float(model: Model, patterns: Iterable[str]) -> None:
     """Raises UsageError for a pattern that matches no layer. A TensorFlow graph, whose layers aren't known, passes."""
     if model.module is not None:
@@ -122,7 +108,7 @@ def check_keep_float(model: Model, patterns: Iterable[str]) -> None:
     elif model.native is not None and model.native.kind == "onnx":
         nodes = load(model.native.path, weights=False).graph.node
         # An ONNX target goes by scopes; a graph that is rebuilt in torch has layers named after its nodes.
-        layers = {source_layer(node) for node in nodes} | {re.sub(r"\W", "_", node.name) for node in nodes}
+        layers = {name for node in nodes for name in (*layer_names(node), as_attribute(node.name))}
     else:
         return
     for pattern in patterns:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeopt.errors import ConversionError
-from edgeopt.exporter.base import QuantizationRequest, layer_is_exempt, make_artifact
+from edgeopt.exporter.base import QuantizationRequest, make_artifact
 from edgeopt.exporter.executorch_graph import dynamic_shapes, example_inputs, simplify
 from edgeopt.exporter.executorch_io import quantize_io
 from edgeopt.exporter.executorch_lowering import blame, capture, first_line, lower, quiet_vendor
@@ -22,6 +22,7 @@ from edgeopt.exporter.executorch_weights import (
 )
 from edgeopt.formats.executorch import ProgramOp, read_program
 from edgeopt.formats.executorch_kinds import MOVEMENT, PORTABLE_MOVEMENT
+from edgeopt.layer_names import layer_is_exempt
 from edgeopt.types import (
     Artifact,
     Dim,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgeopt.exporter.base import strip_wrapper
+from edgeopt.layer_names import strip_wrapper
 from edgeopt.types import Dim, Model, TensorSpec
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeopt.errors import ConversionError
-from edgeopt.exporter.base import strip_wrapper
 from edgeopt.exporter.executorch_graph import layer_of, operator_name, own_every_dequantize
 from edgeopt.formats.executorch_layers import add_layers
+from edgeopt.layer_names import strip_wrapper
 
 if TYPE_CHECKING:
     import torch

@@ -18,9 +18,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgeopt.exporter.base import layer_is_exempt
 from edgeopt.exporter.executorch_graph import attribute, layer_of, operator_name, target_is
 from edgeopt.exporter.executorch_weights import fits_4_bits
+from edgeopt.layer_names import layer_is_exempt
 from edgeopt.types import Scheme
 
 if TYPE_CHECKING:

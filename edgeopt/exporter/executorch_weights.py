@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeopt.calibration.weights import QuantizedWeight, quantize_weight
-from edgeopt.exporter.base import layer_is_exempt
 from edgeopt.exporter.executorch_graph import attribute, layer_of, operator_name, target_is
 from edgeopt.exporter.executorch_observer import activation_scale, is_gemm
+from edgeopt.layer_names import layer_is_exempt
 from edgeopt.types import Array, Scheme
 
 if TYPE_CHECKING:

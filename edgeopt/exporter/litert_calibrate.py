@@ -10,10 +10,11 @@ import numpy as np
 
 from edgeopt.calibration.ranges import ActivationRanges, Range
 from edgeopt.errors import DataError
-from edgeopt.exporter.base import CalibrationRun, strip_wrapper
+from edgeopt.exporter.base import CalibrationRun
 from edgeopt.exporter.litert_convert import quiet
 from edgeopt.exporter.litert_names import KERNEL_OPERATORS
 from edgeopt.exporter.litert_plan import SAME_SCALE, Graph, mask_reach
+from edgeopt.layer_names import strip_wrapper
 from edgeopt.types import Array, Sample, Signature, SignatureTensor
 
 if TYPE_CHECKING:

@@ -8,10 +8,11 @@ before the conversion; afterwards the marks in the file are read back and become
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.exporter.base import strip_wrapper
+from edgeopt.layer_names import strip_wrapper
 
 if TYPE_CHECKING:
     import torch.fx
@@ -105,11 +106,18 @@ def _rename_graph(model: schema.ModelT, graph: schema.SubGraphT, fallback: dict[
     operators = sorted(graph.operators, key=lambda operator: not _is_kernel(model, operator))
     constants = {i for i, tensor in enumerate(graph.tensors) if _is_constant(model, tensor)}
     named = {*graph.inputs}
+    claims: Counter[str] = Counter()
+    for operator in filter(lambda operator: _is_kernel(model, operator), operators):
+        claims.update(set(_kernel_paths(graph, operator.outputs)))
     for operator in operators:
         readings = [i for i in operator.inputs if i in constants]
         for index in operator.outputs:
-            layer = _operator_layer(graph, index, readings, _is_kernel(model, operator), fallback)
-            graph.tensors[index].name = _unique(layer, taken).encode()
+            if _is_kernel(model, operator):
+                layer = _kernel_layer(graph, index, readings, claims)
+            else:  # the first of those that were fused into it
+                layer = next(iter(layers_in(_name(graph, index))), None)
+            name = fallback.get(index, "") if layer is None else layer
+            graph.tensors[index].name = _unique(name, taken).encode()
     for operator in operators:
         first = graph.tensors[operator.outputs[0]].name.decode() if len(operator.outputs) else ""
         for position, index in enumerate(operator.inputs):
@@ -125,18 +133,34 @@ def _is_kernel(model: schema.ModelT, operator: schema.OperatorT) -> bool:
     return code in {getattr(schema.BuiltinOperator, name) for name in KERNEL_OPERATORS}
 
 
-def _operator_layer(
-    graph: schema.SubGraphT, output: int, constants: Iterable[int], is_kernel: bool, fallback: dict[int, str]
-) -> str:
-    """The layer whose kernel the operator runs; for other operators the first of those that were fused into it."""
-    marks = _marks(graph.tensors[output].name.decode())
-    if not marks and is_kernel:
-        marks = [mark for index in constants for mark in _marks(graph.tensors[index].name.decode())]
-    # Names of shared constants are joined in front of the operator's own.
-    kernels = [path for kind, path in marks if kind == _KERNEL]
-    if is_kernel and kernels:
-        return kernels[-1]
-    return marks[0][1] if marks else fallback.get(output, "")
+def _kernel_layer(
+    graph: schema.SubGraphT, output: int, constants: Sequence[int], claims: Mapping[str, int]
+) -> str | None:
+    """The layer whose kernel the operator runs; None when nothing tells.
+
+    A constant that several layers share puts the marks of all of them in front of each one's own. The own mark is on
+    the weight too, and on the fewest operators.
+
+    Args:
+        constants: that the operator reads.
+        claims: on the outputs of how many kernels each path is marked.
+    """
+    marks = _marks(_name(graph, output)) or [mark for index in constants for mark in _marks(_name(graph, index))]
+    paths = [path for kind, path in marks if kind == _KERNEL]
+    if not paths:
+        return marks[0][1] if marks else None
+    weights = [index for index in constants if len(graph.tensors[index].shape) > 1]
+    own = set(_kernel_paths(graph, weights))
+    candidates = [path for path in paths if path in own] or paths
+    return min(reversed(candidates), key=lambda path: claims.get(path, 0))
+
+
+def _kernel_paths(graph: schema.SubGraphT, tensors: Iterable[int]) -> list[str]:
+    return [path for index in tensors for kind, path in _marks(_name(graph, index)) if kind == _KERNEL]
+
+
+def _name(graph: schema.SubGraphT, index: int) -> str:
+    return str(graph.tensors[index].name.decode())
 
 
 def _is_constant(model: schema.ModelT, tensor: schema.TensorT) -> bool:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgeopt.exporter.base import layer_is_exempt
 from edgeopt.formats.litert import ROOT, layer_of
+from edgeopt.layer_names import layer_is_exempt
 from edgeopt.types import Array, LayerRules, Scheme
 
 if TYPE_CHECKING:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeopt.errors import ConversionError
-from edgeopt.exporter.base import QuantizationRequest, layer_is_exempt, make_artifact
+from edgeopt.exporter.base import QuantizationRequest, make_artifact
 from edgeopt.exporter.onnx_calibrate import activation_ranges
 from edgeopt.exporter.onnx_convert import to_dynamic_int8, to_float16
 from edgeopt.exporter.onnx_embedding import quantize_embeddings
@@ -21,7 +20,8 @@ from edgeopt.exporter.onnx_report import unquantized_ops
 from edgeopt.exporter.onnx_rewrite import for_int8
 from edgeopt.exporter.onnx_storage import expand_at_load
 from edgeopt.exporter.onnx_support import unsupported
-from edgeopt.formats.onnx import load, read_signature, source_layer
+from edgeopt.formats.onnx import layer_names, load, read_signature
+from edgeopt.layer_names import layer_is_exempt
 from edgeopt.types import (
     Artifact,
     Format,
@@ -119,16 +119,9 @@ def _weights_only(
 
 def _exemption(patterns: tuple[str, ...]) -> Callable[[onnx.NodeProto], bool]:
     def exempt(node: onnx.NodeProto) -> bool:
-        return any(layer_is_exempt(name, patterns) for name in _known_as(node))
+        return any(layer_is_exempt(name, patterns) for name in layer_names(node))
 
     return exempt
-
-
-def _known_as(node: onnx.NodeProto) -> Iterable[str]:
-    """What a user may call a node's layer: its scope, or where a file gave it none ("Conv_0"), its own name, also as
-    torch spells it once the graph is rebuilt there."""
-    layer = source_layer(node)
-    return (layer,) if layer else ("", node.name, re.sub(r"\W", "_", node.name))
 
 
 def _record(request: QuantizationRequest) -> StepRecord:

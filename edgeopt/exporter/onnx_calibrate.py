@@ -10,10 +10,11 @@ import numpy as np
 
 from edgeopt.calibration.ranges import ActivationRanges, Range
 from edgeopt.errors import ConversionError, DataError
-from edgeopt.exporter.base import CalibrationRun, strip_wrapper
+from edgeopt.exporter.base import CalibrationRun
 from edgeopt.exporter.onnx_plan import Plan, Role
 from edgeopt.exporter.onnx_rewrite import for_int8
 from edgeopt.formats.onnx import source_layer
+from edgeopt.layer_names import strip_wrapper
 from edgeopt.types import Array, Model, Sample, Scheme, Signature
 
 if TYPE_CHECKING:

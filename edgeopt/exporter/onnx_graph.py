@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeopt.errors import ConversionError, MissingError
-from edgeopt.exporter.base import strip_wrapper
 from edgeopt.formats.onnx import load, source_layer
+from edgeopt.layer_names import strip_wrapper
 from edgeopt.types import Array, Dim, Model, TensorSpec
 
 if TYPE_CHECKING:
@@ -31,6 +31,10 @@ MIN_IR = 10
 MAX_BYTES = 2**31 - 1
 #: Operators into which a following batch-norm may have been folded.
 FOLDABLE = ("Conv", "ConvTranspose", "Gemm")
+#: What onnxsim shall not merge: products of several layers, of which keep-float could name none, into one product or
+#: into ONNX Runtime's own attention operators, which have no int8 form and hide the types of what follows; and a
+#: product of rank 3 and its bias into a Gemm between two reshapes, which belongs to no layer and is no faster in int8.
+SKIPPED_OPTIMIZERS = ("fuse_qkv", "fuse_attention", "fuse_gqa", "fuse_matmul_add_bias_into_gemm_batched")
 
 
 def float_graph(model: Model) -> onnx.ModelProto:
@@ -212,11 +216,25 @@ def _simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
     import onnxsim
 
     try:
-        simplified, verified = onnxsim.simplify(proto)
+        simplified, verified = onnxsim.simplify(proto, skipped_optimizers=list(SKIPPED_OPTIMIZERS))
     # A C++ tool that is only an improvement: whatever it raises, the unsimplified graph is still right.
     except Exception:
         return proto
-    return simplified if verified and _interface(simplified) == _interface(proto) else proto
+    if verified and _interface(simplified) == _interface(proto):
+        _name_biased_products(proto, simplified)
+        proto = simplified
+    return proto
+
+
+def _name_biased_products(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
+    """Where onnxsim made a Gemm of a MatMul and an Add, which leaves it without a name, call it as the MatMul was."""
+    makers = {output: node for node in before.graph.node for output in node.output}
+    for node in after.graph.node:
+        added = makers.get(node.output[0])
+        if node.op_type == "Gemm" and added is not None and added.op_type == "Add":
+            parts = (makers[name] for name in added.input if name in makers)
+            products = (part for part in parts if part.op_type == "MatMul" and part.input[1] == node.input[1])
+            node.name = next(products, added).name
 
 
 def _interface(proto: onnx.ModelProto) -> list[tuple[str, int, tuple[int | str, ...]]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
@@ -36,6 +38,10 @@ INTEGER_TYPES: Mapping[str, str] = {
     "QLinearMul": "int8", "QLinearConcat": "int8", "QLinearSigmoid": "int8", "QLinearLeakyRelu": "int8",
     "QLinearSoftmax": "int8", "QLinearAveragePool": "int8", "QLinearGlobalAveragePool": "int8", "MatMulNBits": "int4",
 }  # fmt: skip
+#: What weights of weight-only schemes are decoded by. ONNX Runtime does it once, when it loads the file.
+DECODERS = frozenset(
+    {"DequantizeLinear", "Cast", "Sub", "Mul", "Gather", "GatherElements", "Reshape", "Slice", "Transpose"}
+)
 #: Operators that change a tensor between real and quantized.
 CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 
@@ -91,6 +97,20 @@ def source_layer(node: onnx.NodeProto) -> str:
     return path
 
 
+def layer_names(node: onnx.NodeProto) -> tuple[str, ...]:
+    """What a user may call a node's layer: its scope, or where it has none ("Conv_0"), its own name, also as torch
+    spells it once the graph is rebuilt there."""
+    layer = source_layer(node)
+    own = node.name.strip("/")
+    return (layer,) if layer else ("", own, as_attribute(own))
+
+
+def as_attribute(name: str) -> str:
+    """A node's name as the layer that it becomes where the graph is rebuilt in torch."""
+    plain = re.sub(r"\W+", "_", name).strip("_")
+    return f"n{plain}" if plain[:1].isdigit() else plain
+
+
 def read_signature(model: onnx.ModelProto) -> Signature:
     """Inputs and outputs; a uint8/int8 one next to a DequantizeLinear/QuantizeLinear is described as quantized."""
     constants = {i.name: i for i in model.graph.initializer}
@@ -141,57 +161,78 @@ def read_ops(model: onnx.ModelProto) -> Iterator[OpInfo]:
     """The graph's operators in order; constants and the decoding of quantized constants belong to their readers."""
     graph = model.graph
     constants = _constant_bytes(graph)
-    decoded = {
-        n.output[0]: n for n in graph.node if n.op_type == "DequantizeLinear" and n.input and n.input[0] in constants
-    }
-    readers: dict[str, int] = {}
-    for node in graph.node:
-        for name in set(node.input):
-            readers[name] = readers.get(name, 0) + 1
+    decoded = _decoded(graph, constants)
+    readers = Counter(name for node in graph.node for name in set(node.input))
     types = tensor_types(model)
-    produced_by = {o: n.op_type for n in graph.node for o in n.output}
+    makers = {o: n for n in graph.node for o in n.output}
     encoded = {n.input[0] for n in graph.node if n.op_type == "QuantizeLinear"}
     seen: dict[str, int] = {}
     for node in graph.node:
         if node.op_type == "Constant" or node.output[0] in decoded:
             continue
-        own = [name for name in dict.fromkeys(node.input) if name in constants and readers[name] == 1]
-        for name in node.input:
-            if name in decoded and readers[name] == 1:
-                own += [c for c in decoded[name].input if c in constants and readers[c] == 1]
         yield OpInfo(
             name=_unique(_op_name(node), seen),
             type=node.op_type,
-            dtype=_compute_type(node, types, produced_by, encoded, constants),
+            dtype=_compute_type(node, types, makers, encoded, constants),
             delegate=None,
-            weight_bytes=sum(constants[name] for name in own),
+            weight_bytes=sum(constants[name] for name in _own_constants(node, decoded, readers) if name in constants),
         )
+
+
+def _decoded(graph: onnx.GraphProto, constants: Mapping[str, int]) -> dict[str, onnx.NodeProto]:
+    """Tensors that are decoded from constants alone, by the node that makes each."""
+    outputs = {o.name for o in graph.output}
+    found: dict[str, onnx.NodeProto] = {}
+    for node in graph.node:
+        inputs = [name for name in node.input if name]
+        decodes = node.op_type in DECODERS and node.output[0] not in outputs
+        if decodes and inputs and all(name in constants or name in found for name in inputs):
+            found[node.output[0]] = node
+    return found
+
+
+def _own_constants(
+    node: onnx.NodeProto, decoded: Mapping[str, onnx.NodeProto], readers: Mapping[str, int]
+) -> Iterator[str]:
+    """What no other node reads of a node's inputs, and of what they are decoded from."""
+    for name in dict.fromkeys(node.input):
+        if readers[name] == 1:
+            yield name
+            if name in decoded:
+                yield from _own_constants(decoded[name], decoded, readers)
 
 
 def _compute_type(
     node: onnx.NodeProto,
     types: Mapping[str, str],
-    produced_by: Mapping[str, str],
+    makers: Mapping[str, onnx.NodeProto],
     encoded: set[str],
     constants: Mapping[str, int],
 ) -> str:
+    if node.op_type == "MatMulNBits":
+        return f"int{next((a.i for a in node.attribute if a.name == 'bits'), 4)}"
     if node.op_type in INTEGER_TYPES:
         return INTEGER_TYPES[node.op_type]
     if node.op_type in CONVERSIONS:
-        return "int8"
+        return _width([node.output[0], node.input[0]], types)
     data = [name for name in node.input if name and types.get(name) in ("float32", "float16")]
     results = [types[name] for name in node.output if name in types]
     # Shape, IsNaN, Greater... look at reals and compute none.
     if data and (not results or any(kind in ("float32", "float16") for kind in results)):
-        ready = all(produced_by.get(name) == "DequantizeLinear" for name in data if name not in constants)
+        decoders = [makers.get(name) for name in data if name not in constants]
+        ready = all(decoder is not None and decoder.op_type == "DequantizeLinear" for decoder in decoders)
         ready = ready and (node.op_type in MOVEMENT or not any(name in constants for name in data))
-        if ready and node.op_type in INT8_PRODUCTS:
-            return "int8"
-        if ready and node.op_type in INT8_ARITHMETIC | MOVEMENT | {"Resize"} and all(o in encoded for o in node.output):
-            return "int8"
+        whole = node.op_type in INT8_ARITHMETIC | MOVEMENT | {"Resize"} and all(o in encoded for o in node.output)
+        if ready and (whole or node.op_type in INT8_PRODUCTS):
+            return _width([decoder.input[0] for decoder in decoders if decoder is not None], types)
         return types[data[0]]
     kinds = [*results, *(types[name] for name in node.input if name in types)]
     return kinds[0] if kinds else "unknown"
+
+
+def _width(stored: Sequence[str], types: Mapping[str, str]) -> str:
+    """ "int16" where a quantized tensor has that many bits, signed or not."""
+    return "int16" if any(types.get(name) in ("int16", "uint16") for name in stored) else "int8"
 
 
 def _op_name(node: onnx.NodeProto) -> str:

@@ -69,6 +69,7 @@ class Checkpoints:
             partial.mkdir(parents=True)
         accelerator.wait_for_everyone()
         accelerator.save_state(str(partial), safe_serialization=True)
+        accelerator.wait_for_everyone()  # each process writes its random state, which must be there before the rename
         if accelerator.is_main_process:
             # safetensors refuses tensors that share memory.
             copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}

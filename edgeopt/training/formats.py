@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from edgeopt.calibration.ranges import Range
+from edgeopt.layer_names import layer_is_exempt
 from edgeopt.training.graph import CLIPS, CONVOLUTIONS, PRODUCTS, TRANSPOSED_CONVOLUTIONS, Graph, Operation
-from edgeopt.training.layers import layer_matches
 from edgeopt.types import Format, LayerRules, Scheme
 
 _UNIT = Range(0.0, 1.0)
@@ -131,7 +131,7 @@ def _weights_only(graph: Graph, format_: Format, scheme: Scheme, rules: LayerRul
     if format_ == "litert" or scheme.activations == "none":
         wanted |= CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS
     for index, operation in enumerate(graph.operations):
-        if operation.weight is None or layer_matches(operation.layer, rules.keep_float):
+        if operation.weight is None or layer_is_exempt(operation.layer, rules.keep_float):
             continue
         if operation.operator in wanted:
             choice.weights.add(index)
@@ -163,7 +163,7 @@ class _Chooser:
         self.results = graph.results
         self.choice = Choice(graph, self.moves, self.rescales)
         self.floats = graph.floats
-        self.exempt = {i for i, o in enumerate(graph.operations) if layer_matches(o.layer, rules.keep_float)}
+        self.exempt = {i for i, o in enumerate(graph.operations) if layer_is_exempt(o.layer, rules.keep_float)}
 
     def choose(self) -> Choice:
         self.fold_normalizations()

@@ -60,13 +60,11 @@ class Graph:
     Attributes:
         results: the values that the network returns.
         floats: those of a floating-point type.
-        most_calls: how often the most often used module ran.
     """
 
     operations: tuple[Operation, ...]
     results: frozenset[int]
     floats: frozenset[int]
-    most_calls: int
 
     def readers(self) -> dict[int, list[int]]:
         """Value -> the operations that read it, by index."""
@@ -85,11 +83,10 @@ def record(network: nn.Module, scopes: Scopes, arguments: Sequence[Tensor], comp
     scopes.restart()
     with torch.no_grad(), recorder:
         outputs = network(*arguments)
-    most_calls = scopes.most_calls()
     scopes.restart()
     results = {recorder.known(leaf) for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)}
     ends = frozenset(value for value in results if value is not None)
-    return Graph(tuple(recorder.operations), ends, frozenset(recorder.floats), most_calls)
+    return Graph(tuple(recorder.operations), ends, frozenset(recorder.floats))
 
 
 def tensors_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:

@@ -138,6 +138,7 @@ class Trainer:
             order.epoch = state.epoch
             self._calibrate(accelerator)
             step = self._epoch(accelerator, wrapped, optimizer, loader, schedule, state)
+            self._share_statistics(accelerator)
             state = self._judge(accelerator, LoopState(
                 state.epoch + 1, step, state.best_epoch, state.best_score, self._fingerprint
             ))  # fmt: skip
@@ -177,10 +178,9 @@ class Trainer:
                     raise ConversionError(
                         f"the loss became {float(loss.detach())} in step {step + 1}",
                         where="training",
-                        fix="take a smaller --learning-rate, or --mixed-precision no",
+                        fix="take a smaller --lr, or --mixed-precision no",
                     )
-                with self._module.simulating():
-                    accelerator.backward(loss)
+                accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(wrapped.parameters(), config.max_gradient_norm)
                 optimizer.step()
@@ -189,6 +189,21 @@ class Trainer:
                 step += 1
                 self._update_average(step)
         return step
+
+    def _share_statistics(self, accelerator: Accelerator) -> None:
+        """Give every process the first one's running statistics: it judges by them, and only they are kept.
+
+        Distributed training does so at the next batch, and knows nothing of averages.
+        """
+        from accelerate.utils import broadcast
+
+        if accelerator.num_processes == 1:
+            return
+        for name, buffer in self._module.named_buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(broadcast(buffer))
+                if name in self._average:
+                    self._average[name].copy_(broadcast(self._average[name]))
 
     def _taught(self, arguments: tuple[Tensor, ...]) -> list[Tensor]:
         if not self._loss.needs_teacher:
@@ -323,21 +338,22 @@ def _below(prefix: str, tensors: Mapping[str, Tensor], device: torch.device) -> 
 
 
 def _checkpoint_gradients(module: QuantizedModule) -> None:
-    found = [getattr(module, "gradient_checkpointing_enable", None) for module in module.network.modules()]
-    enabling = [function for function in found if callable(function)]
-    if not enabling:
-        raise UsageError(
-            "the model does not offer it (no gradient_checkpointing_enable)",
-            where="gradient-checkpointing",
-            fix="leave it out, or use a smaller --batch-size with --gradient-accumulation",
-        )
-    if module.shares_modules:
-        raise UsageError(
-            "the model calls one of its modules several times, which can't be told apart when they run again",
-            where="gradient-checkpointing",
-            fix="leave it out",
-        )
-    enabling[0](gradient_checkpointing_kwargs={"use_reentrant": False})
+    how = {"use_reentrant": False, "context_fn": module.checkpoint_contexts}
+    for part in module.network.modules():
+        # transformers renames the method: the old name warns where the new one is.
+        for word in ("activation", "gradient"):
+            enable = getattr(part, f"{word}_checkpointing_enable", None)
+            if callable(enable):
+                try:
+                    enable(**{f"{word}_checkpointing_kwargs": how})
+                except ValueError as error:
+                    raise UsageError(str(error), where="gradient-checkpointing", fix="leave it out") from error
+                return
+    raise UsageError(
+        "the model does not offer it (no gradient_checkpointing_enable)",
+        where="gradient-checkpointing",
+        fix="leave it out, or use a smaller --batch-size with --gradient-accumulation",
+    )
 
 
 def _seed_everything(seed: int, epoch: int, process: int) -> None:

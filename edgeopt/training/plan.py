@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgeopt.calibration.ranges import Range
+from edgeopt.layer_names import layer_is_exempt
 from edgeopt.training.fake_quant import Grid
 from edgeopt.training.formats import FORMATS, Choice, choose
 from edgeopt.training.graph import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, Graph, Operation
-from edgeopt.training.layers import layer_matches
 from edgeopt.training.sites import Site
 from edgeopt.types import Format, LayerRules, Scheme
 
@@ -182,7 +182,7 @@ class _Planner:
         """Name of the range that a value is held in; what only moves or rescales values keeps its source's."""
         root = self._root(value)
         key = f"value_{root}"
-        wide = layer_matches(layer, self._rules.int16_activations) or self._scheme.activation_bits == 16
+        wide = layer_is_exempt(layer, self._rules.int16_activations) or self._scheme.activation_bits == 16
         grid = Grid(8, self._scheme.activation_symmetric, self._format.smallest_scale)
         if wide:
             grid = _INT16

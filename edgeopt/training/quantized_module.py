@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,11 +13,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgeopt.calibration.ranges import ActivationRanges, Range
 from edgeopt.errors import ConversionError
+from edgeopt.layer_names import strip_wrapper
 from edgeopt.training.fake_quant import ActivationQuantizer, Grid, WeightQuantizer, quantize_to_own_range
 from edgeopt.training.graph import record, tensors_of
-from edgeopt.training.layers import source_path
 from edgeopt.training.plan import Plan, composites_of, plan
-from edgeopt.training.sites import Operator, Scopes, Site, SiteMode
+from edgeopt.training.sites import Operator, Place, Scopes, Site, SiteMode
 from edgeopt.types import EstimatorSpec, Format, LayerRules, Scheme
 
 #: Magnitude that no activation reaches but "minus infinity" of an attention mask; exporters keep such tensors float.
@@ -64,7 +64,6 @@ class QuantizedModule(nn.Module):
         composites = composites_of(format_)
         graph = record(self.network, self._scopes, example, composites)
         self.plan: Plan = plan(graph, format_, scheme, rules, is_static=is_static)
-        self.shares_modules = graph.most_calls > 1
         if not self.plan.weights:
             raise ConversionError(
                 "nothing in the network would be quantized",
@@ -93,7 +92,7 @@ class QuantizedModule(nn.Module):
         self.train(False)
 
     def forward(self, *arguments: Tensor) -> object:
-        with self.simulating():
+        with self._simulating():
             self._scopes.restart()
             try:
                 return self.network(*arguments)
@@ -109,10 +108,19 @@ class QuantizedModule(nn.Module):
                     module.eval()
         return self
 
+    def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """The `context_fn` of `torch.utils.checkpoint`, to be given to it with the part of the network that it runs:
+        when the backward pass runs that part again, in whatever thread, it is simulated as it was the first time."""
+        return nullcontext(), self._again(self._scopes.place())
+
     @contextmanager
-    def simulating(self) -> Iterator[None]:
-        """Fake quantization inside the block. `forward` does it by itself; a backward pass that runs layers again,
-        as gradient checkpointing does, needs it too."""
+    def _again(self, place: Place) -> Iterator[None]:
+        with self._scopes.back_at(place), self._simulating():
+            yield
+
+    @contextmanager
+    def _simulating(self) -> Iterator[None]:
+        """Fake quantization inside the block."""
         if self._entered:
             yield
             return
@@ -180,7 +188,7 @@ class QuantizedModule(nn.Module):
             if _is_learned(quantizer) and key not in self._simulator.left_out:
                 bounds = self._activation(key).range()
                 for layer in self.plan.activations[key].layers:
-                    found[source_path(layer)] = (bounds.min, bounds.max)
+                    found[strip_wrapper(layer)] = (bounds.min, bounds.max)
         return found
 
     def quantization_parameters(self) -> list[nn.Parameter]:

@@ -9,7 +9,8 @@ gradient checkpointing runs a layer a second time.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any
@@ -67,6 +68,17 @@ class _Frame:
     call: int
     operators: Counter[str] = field(default_factory=Counter)
 
+    def copy(self) -> _Frame:
+        return _Frame(self.layer, self.call, self.operators.copy())
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A point in a run of the network: the modules that are running, and how often each has run."""
+
+    frames: tuple[_Frame, ...]
+    calls: Counter[str]
+
 
 class Scopes:
     """Follows by hooks which of a network's modules is running."""
@@ -81,13 +93,23 @@ class Scopes:
             self._handles.append(module.register_forward_hook(self._left, always_call=True))
 
     def restart(self) -> None:
-        """The network begins anew, or has ended: what gradient checkpointing runs again are first calls once more."""
+        """The network begins anew, or has ended."""
         self._frames.clear()
         self._calls.clear()
 
-    def most_calls(self) -> int:
-        """How often the most often used module ran since the last restart."""
-        return max(self._calls.values(), default=0)
+    def place(self) -> Place:
+        """Where the network is, to come back to."""
+        return Place(tuple(map(_Frame.copy, self._frames)), self._calls.copy())
+
+    @contextmanager
+    def back_at(self, place: Place) -> Iterator[None]:
+        """Inside the block the network is at that place once more, and afterwards where it was."""
+        frames, calls = self._frames, self._calls
+        self._frames, self._calls = list(map(_Frame.copy, place.frames)), place.calls.copy()
+        try:
+            yield
+        finally:
+            self._frames, self._calls = frames, calls
 
     def next_site(self, operator: str) -> Site | None:
         """The site of the operator that runs now; None outside the network."""

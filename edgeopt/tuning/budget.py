@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgeopt.tuning.trial import Score
 from edgeopt.types import Gates
 
 #: Latency of the most accurate file, by the plain quantized one's, where the user sets no limit.
 DEFAULT_LATENCY_RATIO = 1.10
+#: The same for its size: a large float layer may cost no time and yet double the download.
+DEFAULT_SIZE_RATIO = 1.10
 _ACCURACY = ("max_accuracy_drop", "min_agreement", "min_sqnr_db")
 _COST = ("max_latency_ms", "min_speedup", "max_size_bytes")
 
@@ -63,6 +65,12 @@ class Budget:
         # "min_speedup" comes with every target and leaves too much room to be what was meant.
         is_limited |= any(cost[name] is not None and name in chosen for name in _COST)
         return cls(**accuracy, **cost, max_latency_ratio=None if is_limited else DEFAULT_LATENCY_RATIO)
+
+    def beside(self, plain_size_bytes: int) -> Budget:
+        """With the default limit on size, where the user set no limit at all."""
+        if self.max_latency_ratio is None or self.max_size_bytes is not None:
+            return self
+        return replace(self, max_size_bytes=round(plain_size_bytes * DEFAULT_SIZE_RATIO))
 
     @property
     def wants_cheapest(self) -> bool:

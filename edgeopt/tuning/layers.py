@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeopt.errors import ConversionError
-from edgeopt.exporter.base import layer_is_exempt, strip_wrapper
 from edgeopt.formats import summarize
 from edgeopt.formats.litert import ROOT, layer_of
 from edgeopt.formats.onnx import source_layer
+from edgeopt.layer_names import layer_is_exempt, strip_wrapper
 from edgeopt.types import Artifact, Format, LayerRules
 
 if TYPE_CHECKING:

@@ -15,9 +15,10 @@ from edgeopt.datasets import match_labels, open_dataset, select
 from edgeopt.errors import UsageError
 from edgeopt.sources import as_torch
 from edgeopt.training.config import TrainingConfig
-from edgeopt.types import WRAPPED_ATTRIBUTE, LayerRules, Model, Sample
+from edgeopt.types import WRAPPED_ATTRIBUTE, Finding, LayerRules, Model, Sample
 
 if TYPE_CHECKING:
+    from edgeopt.config import RunConfig
     from edgeopt.datasets import DataSource
     from edgeopt.datasets.base import Dataset
     from edgeopt.plan import Job
@@ -45,6 +46,37 @@ class QatConfig:
     checkpoint_dir: Path | None = None
     resume: bool = False
     save_weights: Path | None = None
+
+
+#: The best epoch is the one that did best on these samples, by luck too.
+_EVALUATED_ON_VALIDATION_DATA = Finding(
+    "evaluated-on-validation-data",
+    "evaluation",
+    "the result is proven on the samples that chose its best epoch, which flatters it; give --evaluation DATA",
+)
+_EVALUATED_ON_TRAINING_DATA = Finding(
+    "evaluated-on-training-data",
+    "evaluation",
+    "the result is proven on samples that it was trained on; give --validation DATA or --evaluation DATA",
+)
+
+
+def with_training_data(config: RunConfig, settings: QatConfig) -> tuple[RunConfig, tuple[Finding, ...]]:
+    """The configuration with the training data for calibration and the validation data for evaluation where it names
+    none of its own, and what that makes of the proof."""
+    calibration = settings.train if config.calibration is None else config.calibration
+    evaluation = settings.validation if config.evaluation is None else config.evaluation
+    proof = calibration if evaluation is None else evaluation
+    findings: tuple[Finding, ...] = ()
+    if _same(proof, settings.train):
+        findings = (_EVALUATED_ON_TRAINING_DATA,)
+    elif _same(proof, settings.validation):
+        findings = (_EVALUATED_ON_VALIDATION_DATA,)
+    return replace(config, calibration=calibration, evaluation=evaluation), findings
+
+
+def _same(one: DataSource, other: DataSource | None) -> bool:
+    return one is other or (isinstance(one, str) and one == other)
 
 
 def train(

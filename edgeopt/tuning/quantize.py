@@ -7,13 +7,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from edgeopt.compression import load_pass
-from edgeopt.compression.base import run_pass
 from edgeopt.plan import Data, Job, metric_of
 from edgeopt.tuning.analysis import terms_of
 from edgeopt.tuning.budget import Budget
 from edgeopt.tuning.findings import findings
-from edgeopt.tuning.recipe import ESTIMATORS, tune
+from edgeopt.tuning.recipe import ESTIMATORS, apply_passes, tune
 from edgeopt.tuning.samples import tuning_samples
 from edgeopt.types import Artifact, Finding, Model
 
@@ -44,13 +42,7 @@ def quantize(
     """
     if job.recipe == ("auto",):
         return _by_search(job, config, model, data, workbench, original, progress)
-    bench = workbench
-    if job.recipe:
-        changed = workbench.torch_model()
-        for name in job.recipe:
-            progress.step(f"Applying {name}")
-            changed = run_pass(load_pass(name), changed, workbench.pass_inputs(job.scheme, job.estimator))
-        bench = workbench.variant(changed)
+    bench = apply_passes(workbench, job.recipe, job.scheme, job.estimator, progress)
     return bench.quantized_artifact(job.target.format, job.scheme, job.estimator)
 
 

@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from edgeopt.compression import PASSES, load_pass
-from edgeopt.compression.base import run_pass
+from edgeopt.compression.base import Pass, run_pass
 from edgeopt.errors import ConversionError, MissingError
 from edgeopt.progress import Progress
 from edgeopt.tuning.assignment import search
 from edgeopt.tuning.budget import Budget
-from edgeopt.tuning.frontier import Frontier
+from edgeopt.tuning.frontier import Frontier, Point
 from edgeopt.tuning.layers import find_layers
 from edgeopt.tuning.sensitivity import Sensitivity, analyse
 from edgeopt.tuning.timing import time_together
 from edgeopt.tuning.trial import MIN_GAIN_DB, Score, Terms, Trials
-from edgeopt.types import EstimatorSpec, LayerRules, Model
+from edgeopt.types import EstimatorSpec, LayerRules, Model, Scheme
 from edgeopt.workbench import Workbench
 
 #: What `--recipe auto` tries, the cheapest to run first.
@@ -72,12 +72,17 @@ class Tuned:
     frontier: Frontier | None
 
 
-def apply_passes(workbench: Workbench, names: Sequence[str], terms: Terms, estimator: EstimatorSpec) -> Workbench:
+def apply_passes(
+    workbench: Workbench, names: Sequence[str], scheme: Scheme, estimator: EstimatorSpec, progress: Progress
+) -> Workbench:
     """A workbench for the model after these passes, in this order. Raises ConversionError when one does not apply."""
+    if not names:
+        return workbench
     model = workbench.torch_model()
     for name in names:
-        model = run_pass(load_pass(name), model, workbench.pass_inputs(terms.scheme, estimator))
-    return workbench.variant(model) if names else workbench
+        progress.step(f"Applying {name}")
+        model = run_pass(load_pass(name), model, workbench.pass_inputs(scheme, estimator))
+    return workbench.variant(model)
 
 
 def tune(
@@ -122,10 +127,12 @@ class _Tuner:
     """Climbs: each step starts from the best state so far."""
 
     def __init__(self, trials: Trials, budget: Budget, progress: Progress) -> None:
-        self._budget = budget
         self._progress = progress
         self._baseline = trials.plain()
+        self._budget = budget.beside(self._baseline.size_bytes)
         self._steps: list[Step] = []
+        #: Passes that led to the best model, each with the model that it was given.
+        self._chain: tuple[tuple[Pass, Model], ...] = ()
         self.best = _State(trials, trials.score(trials.rules))
 
     @property
@@ -155,6 +162,7 @@ class _Tuner:
             self._steps.append(Step("passes", "failed", note=error.line()))
             return False
         any_kept = False
+        chain = self._chain
         for name in names:
             if self._is_done:
                 break
@@ -176,9 +184,11 @@ class _Tuner:
                     self._note(name, "not kept", state.score, reason)
                     continue
                 self._note(name, "kept", state.score)
+                self._chain = chain = (*chain, (pass_, latest))
                 self.best, latest, any_kept = state, changed, True
             elif pass_.keeps_function and state.score.gain_db(self.best.score) > -MIN_GAIN_DB:
                 self._note(name, "groundwork", state.score)
+                chain = (*chain, (pass_, latest))
                 latest = changed
             else:
                 self._note(name, "not kept", state.score)
@@ -209,15 +219,46 @@ class _Tuner:
         chosen = frontier.chosen
         outcome: Outcome = "kept" if chosen.float_layers or chosen.int16_layers else "not kept"
         self._note("mixed precision", outcome, chosen.score)
+        if outcome == "kept":
+            self.best = _State(trials, chosen.score)
+            self._refit(chosen.rules)
         return replace(
             tuned,
+            workbench=self.best.trials.workbench,
             rules=chosen.rules,
-            after=chosen.score,
-            met=frontier.met,
+            after=self.best.score,
+            met=frontier.met or self._meets(chosen, frontier.float_ratio),
             steps=tuple(self._steps),
             sensitivity=sensitivity,
             frontier=frontier,
         )
+
+    def _meets(self, chosen: Point, float_ratio: float) -> bool:
+        """Whether the last fit made a file accurate enough that was not."""
+        return self._budget.is_affordable(chosen.cost, float_ratio) and self._budget.is_accurate(self.best.score)
+
+    def _refit(self, rules: LayerRules) -> None:
+        """Run the passes that make up for quantization again, for the layers that are quantized in the end."""
+        fitted = [index for index, (pass_, _) in enumerate(self._chain) if not pass_.keeps_function]
+        if not fitted:
+            return
+        self._progress.step("Fitting the passes to the assignment")
+        trials = self.best.trials
+        inputs = replace(trials.workbench.pass_inputs(trials.terms.scheme, trials.estimator), rules=rules)
+        changed = self._chain[fitted[0]][1]
+        try:
+            for pass_, _ in self._chain[fitted[0] :]:
+                changed = run_pass(pass_, changed, inputs)
+            again = Trials(trials.workbench.variant(changed), trials.estimator, trials.terms)
+            score = again.score(rules)
+        except ConversionError as error:
+            self._steps.append(Step("passes once more", "failed", note=error.line()))
+            return
+        kept = score.beats(self.best.score)
+        outcome: Outcome = "kept" if kept else "not kept"
+        self._note("passes once more", outcome, score, "fitted to the layers that stay quantized")
+        if kept:
+            self.best = _State(again, score)
 
     def _state(self, workbench: Workbench, estimator: EstimatorSpec) -> _State:
         trials = Trials(workbench, estimator, self.best.trials.terms)

@@ -24,6 +24,12 @@ def test_nothing_is_drawn_where_there_is_no_terminal() -> None:
     assert stream.getvalue() == ""
 
 
+def test_only_the_first_process_of_a_launcher_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with shown_on(FakeTerminal()) as progress:
+        assert isinstance(progress, Silent)
+
+
 def test_steps_and_loops_are_drawn_and_wiped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")

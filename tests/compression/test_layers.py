@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from edgeopt.compression.layers import by_identity, find_layers, give_biases, intercept, is_exempt
+from edgeopt.compression.layers import by_identity, find_layers, give_biases, intercept
+from edgeopt.layer_names import layer_is_exempt
 from edgeopt.types import Model, TensorSpec
 
 
@@ -70,8 +71,8 @@ def test_order_is_that_of_execution_and_the_adapters_prefix_is_dropped() -> None
     found = find_layers(model_of(module := Adapter(), (1, 4)), module)
     assert [layer.path for layer in found] == ["early", "late"]
     assert found[0].weight == "edgeopt_model.early.weight"
-    assert is_exempt(found[0], ["ear*"])
-    assert not is_exempt(found[0], ["late"])
+    assert layer_is_exempt(found[0].path, ["ear*"])
+    assert not layer_is_exempt(found[0].path, ["late"])
 
 
 def test_sees_which_layer_feeds_a_batch_norm() -> None:

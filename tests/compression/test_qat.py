@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from edgeopt.compression.base import PassInputs, run_pass
 from edgeopt.compression.qat import QuantizationAwareTraining
@@ -19,8 +20,6 @@ from edgeopt.errors import ConversionError, DataError, UsageError
 from edgeopt.progress import Silent
 from edgeopt.training.config import TrainingConfig
 from edgeopt.types import EstimatorSpec, LayerRules, Model, Sample, Scheme, TensorSpec
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*:UserWarning")
 
 SPECS = (TensorSpec("x", (1, 6), "float32"),)
 RNG = np.random.default_rng(0)
@@ -117,6 +116,44 @@ def test_a_killed_run_resumes_to_the_same_result(tmp_path: Path, more: dict[str,
     assert bool(whole.input_ranges) == bool(more)
 
 
+class Checkpointing(nn.Module):
+    """Checkpoints the forward of its block, as transformers does: outside its hooks, and so behind our back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Dropout(0.2))
+        self.head = nn.Linear(6, 2)
+        self.how: dict[str, object] | None = None
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, object]) -> None:
+        self.how = gradient_checkpointing_kwargs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(2):  # the second call has ranges of its own
+            if self.how is None or not self.training:
+                x = x + self.block.forward(x)
+            else:
+                x = x + checkpoint(self.block.forward, x, **self.how)
+        result: torch.Tensor = self.head(x)
+        return result
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_checkpointing_gradients_changes_no_bit(learned: bool) -> None:
+    torch.manual_seed(0)
+    source = model(Checkpointing().eval())
+    plain = run_pass(training(CONFIG, learned=learned), source, inputs())
+    saving = run_pass(training(replace(CONFIG, gradient_checkpointing=True), learned=learned), source, inputs())
+    assert not same(plain, source)
+    assert same(plain, saving)
+
+
+class Incapable(Checkpointing):
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, object]) -> None:
+        del gradient_checkpointing_kwargs
+        raise ValueError("Incapable does not support gradient checkpointing.")
+
+
 def test_checkpoints_of_another_run_are_refused(tmp_path: Path) -> None:
     run_pass(training(replace(CONFIG, epochs=1), checkpoint_dir=tmp_path), model(), inputs())
     with pytest.raises(UsageError, match="add --resume"):
@@ -180,6 +217,8 @@ def test_refusals() -> None:
         run_pass(training(replace(CONFIG, learning_rate=1e30, max_gradient_norm=1e30)), model(), inputs())
     with pytest.raises(UsageError, match="does not offer it"):
         run_pass(training(replace(CONFIG, gradient_checkpointing=True)), model(), inputs())
+    with pytest.raises(UsageError, match="Incapable does not support"):
+        run_pass(training(replace(CONFIG, gradient_checkpointing=True)), model(Incapable().eval()), inputs())
     with pytest.raises(ConversionError, match="not w4"):
         run_pass(training(CONFIG), model(), replace(inputs(), scheme=Scheme("w4", "none")))
     other = replace(model(), inputs=(TensorSpec("z", (1, 6), "float32"),), example_inputs={"z": VALUES[:1]})

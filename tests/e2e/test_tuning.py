@@ -55,7 +55,7 @@ def build() -> ModelSpec:
 
 def data() -> list[dict[str, np.ndarray]]:
     random = np.random.default_rng(0)
-    return [{"image": random.normal(size=(3, 16, 16)).astype("float32")} for _ in range(80)]
+    return [{"image": random.normal(size=(3, 16, 16)).astype("float32")} for _ in range(48)]
 
 
 def _config(target: str) -> dict[str, object]:

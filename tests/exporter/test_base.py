@@ -63,6 +63,22 @@ def test_the_layers_of_an_onnx_file_are_its_scopes_and_its_nodes(tmp_path: Path)
         check_keep_float(model, ("head.cat",))
 
 
+@pytest.mark.parametrize("pattern", ["conv.1", "conv_1", "Conv_7", "n7_1", "7/1", "deep_conv_Conv"])
+def test_nodes_without_a_scope_go_by_their_own_names(tmp_path: Path, pattern: str) -> None:
+    # Regression: only "conv_1" passed, though "conv.1" exempts as well; and "_Conv_7" passed, which exempts nothing.
+    names = ["conv.1", "/Conv_7", "7:1", "/deep/conv/Conv"]
+    edges = [f"v{i}" for i in range(len(names) + 1)]
+    nodes = [helper.make_node("Relu", [a], [b], name=n) for a, b, n in zip(edges, edges[1:], names, strict=False)]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in (edges[0], edges[-1])]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", values[:1], values[1:])), tmp_path / "net.onnx")
+    model = model_of(None, NativeGraph("onnx", tmp_path / "net.onnx"))
+    if pattern == "7/1":
+        with pytest.raises(UsageError, match="matches no layer"):
+            check_keep_float(model, (pattern,))
+    else:
+        check_keep_float(model, (pattern,))
+
+
 def test_an_empty_file_is_no_artifact(tmp_path: Path) -> None:
     (tmp_path / "empty.onnx").touch()
     for path in (tmp_path / "empty.onnx", tmp_path / "absent.onnx"):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ai_edge_litert import schema_py_generated as schema
 
 from edgeopt.calibration.ranges import Range
 from edgeopt.calibration.weights import quantize_weight
@@ -17,7 +18,7 @@ from edgeopt.exporter.base import QuantizationRequest
 from edgeopt.exporter.litert_calibrate import trained_ranges
 from edgeopt.exporter.litert_convert import _example_arguments, from_native, permutation
 from edgeopt.exporter.litert_graph import keep_spatial_reductions, split_overhanging_pools
-from edgeopt.exporter.litert_names import layers_in, mark_layers
+from edgeopt.exporter.litert_names import layers_in, mark_layers, rename
 from edgeopt.exporter.litert_plan import MASK, Graph, Op, delicate, mask_reach, spread_masks, wide_ops, wide_tensors
 from edgeopt.exporter.litert_recipe import has_recipe, unsupported
 from edgeopt.exporter.litert_statistics import statistics
@@ -135,6 +136,61 @@ def test_marks_carry_the_layers_path_and_survive_fusion() -> None:
     assert stacks["aten.conv2d.default"] == {"edgeopt": ("conv", "kernel")}
     assert layers_in("other_blocks|0|bn;;kernel_blocks|0|conv;2") == ["blocks.0.bn", "blocks.0.conv"]
     assert layers_in('error at "kernel_a|b;"(x)') == ["a.b"]
+
+
+def _products(operators: list[tuple[str, str, str]]) -> schema.ModelT:
+    """Matrix products that read the input, each with (output's, weight's, bias's) name as litert-torch gives them."""
+    tensors = [("args_0", 2, 0)]
+    products = []
+    for output, weight, bias in operators:
+        products.append(schema.OperatorT())
+        products[-1].inputs = [0, len(tensors), len(tensors) + 1]
+        products[-1].outputs = [len(tensors) + 2]
+        tensors += [(weight, 2, 1), (bias, 1, 1), (output, 2, 0)]
+    graph = schema.SubGraphT()
+    graph.tensors, graph.operators, graph.inputs = [], products, [0]
+    graph.outputs = [tensors.index((output, 2, 0)) for output, _, _ in operators]
+    for name, rank, buffer in tensors:
+        tensor = schema.TensorT()
+        tensor.name, tensor.shape, tensor.buffer = name.encode(), [4] * rank, buffer
+        graph.tensors.append(tensor)
+    signature = schema.SignatureDefT()
+    signature.inputs, signature.outputs, signature.subgraphIndex = [], [], 0
+    code = schema.OperatorCodeT()
+    code.builtinCode = schema.BuiltinOperator.FULLY_CONNECTED
+    model = schema.ModelT()
+    model.subgraphs, model.signatureDefs, model.operatorCodes = [graph], [signature], [code]
+    model.buffers = [schema.BufferT(), schema.BufferT()]
+    model.buffers[1].data = np.zeros(16, np.uint8)
+    return model
+
+
+@pytest.mark.parametrize("operators", [
+    [  # BERT without biases: they share a constant
+        ("other_att;;kernel_att|query;;kernel_att|value;1", "other_att;;kernel_att|query;;kernel_att|value;", "b1"),
+        ("kernel_att|query;;other_att;", "other_att;;kernel_att|query;", "b2"),
+        ("kernel_att|query;;kernel_att|key;;other_att;", "kernel_att|query;;kernel_att|key;", "b3"),
+    ],
+    [  # and with biases
+        ("other_norm;;kernel_att|value;;kernel_att|query;", "kernel_att|value;", "kernel_att|value;;kernel_att|query;"),
+        ("other_norm;;kernel_att|query;;other_att;", "other_att;;other_att;3", "other_att;;other_att;2"),
+        ("other_norm;;kernel_att|key;;kernel_att|query;;other_att;", "other_att;;other_att;1", "other_att;;other_att;"),
+    ],
+])  # fmt: skip
+def test_layers_that_share_a_constant_keep_their_own_names(operators: list[tuple[str, str, str]]) -> None:
+    # Regression: all three were called "att.query".
+    model = _products(operators)
+    rename(model, [], [])
+    graph = model.subgraphs[0]
+    names = [graph.tensors[operator.outputs[0]].name.decode() for operator in graph.operators]
+    assert names == ["att.value", "att.query", "att.key"]
+
+
+def test_a_layer_that_runs_twice_has_one_name() -> None:
+    model = _products([("kernel_fc;1", "kernel_fc;", "b1"), ("kernel_head;;kernel_fc;2", "kernel_fc;", "b2")])
+    rename(model, [], [])
+    graph = model.subgraphs[0]
+    assert [graph.tensors[operator.outputs[0]].name for operator in graph.operators] == [b"fc", b"fc:1"]
 
 
 def test_which_operators_have_a_recipe() -> None:

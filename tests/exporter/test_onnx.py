@@ -325,7 +325,7 @@ def test_learned_ranges_alone_need_no_sample(tmp_path: Path) -> None:
 
 def unscoped() -> onnx.ModelProto:
     nodes = [
-        helper.make_node("Conv", ["x", "w"], ["a"], name="Conv_0"),
+        helper.make_node("Conv", ["x", "w"], ["a"], name="/Conv_0"),
         helper.make_node("Conv", ["a", "w"], ["b"], name="conv.1"),
         helper.make_node("Conv", ["b", "w"], ["c"], name="Conv_0_1"),
         helper.make_node("Conv", ["c", "w"], ["y"]),
@@ -335,6 +335,7 @@ def unscoped() -> onnx.ModelProto:
 
 @pytest.mark.parametrize(("pattern", "exempted"), [
     ("Conv_0", {"Conv_0"}), ("conv_1", {"conv.1"}), ("Conv_0*", {"Conv_0", "Conv_0_1"}), ("conv*", {"conv.1"}),
+    ("conv.1", {"conv.1"}),
 ])  # fmt: skip
 def test_keep_float_takes_the_names_of_nodes_without_a_scope(tmp_path: Path, pattern: str, exempted: set[str]) -> None:
     # Regression: such a pattern was accepted and exempted nothing.
@@ -344,6 +345,29 @@ def test_keep_float_takes_the_names_of_nodes_without_a_scope(tmp_path: Path, pat
     twin = exporter.export_float(model, tmp_path)
     artifact = exporter.export_quantized(model, twin, request(W8A8, (pattern,)), tmp_path)
     assert {op.name for op in artifact.unquantized_ops} == exempted
+
+
+@pytest.mark.parametrize(("shape", "operators"), [
+    ([4, 8], ["fc/Gemm", "act/Relu", "Gemm_3"]),
+    ([2, 4, 8], ["fc/MatMul", "fc/Add", "act/Relu", "Gemm_3", "Add_4"]),
+])  # fmt: skip
+def test_a_product_and_its_bias_keep_the_name_of_their_layer(
+    tmp_path: Path, shape: list[int | str], operators: list[str]
+) -> None:
+    # Regression: onnxsim makes a Gemm without a name of both.
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="fc/MatMul"),
+        helper.make_node("Add", ["a", "b"], ["c"], name="fc/Add"),
+        helper.make_node("Relu", ["c"], ["d"], name="act/Relu"),
+        helper.make_node("MatMul", ["d", "w"], ["e"], name="Gemm_3"),
+        helper.make_node("Add", ["e", "b"], ["y"], name="Add_4"),
+    ]
+    proto = graph(nodes, {"x": shape}, ["y"], {"w": weight(8, 8), "b": weight(8)})
+    size = tuple(int(d) for d in shape)
+    result = float_graph(model_of(proto, tmp_path / "source.onnx", size))
+    assert [n.name for n in result.graph.node] == operators
+    feed = {"x": np.ones(size, np.float32)}
+    assert np.allclose(run(proto, feed)[0], run(result, feed)[0], atol=1e-5)
 
 
 def test_node_names_stay_unique(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_dynamic_activations_have_eight_bits(scheme: Scheme) -> None:
     exact = x @ quantize_weight(values(128, 64), scheme, 1).dequantize()
     noise = np.square(run(result, x) - exact).mean() / np.square(exact).mean()
     assert 1e-7 < noise < 1e-3  # quantized indeed, and to about 8 bits
-    assert [op.dtype for op in read_ops(result)] == ["int4"]
+    assert [op.dtype for op in read_ops(result)] == [f"int{scheme.weight_bits}"]
 
 
 def test_gemm_keeps_its_bias_and_its_name() -> None:

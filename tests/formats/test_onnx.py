@@ -14,7 +14,12 @@ from edgeopt.types import QuantParams
 
 
 def save(
-    path: Path, nodes: list[onnx.NodeProto], inputs: object, outputs: object, constants: dict[str, object]
+    path: Path,
+    nodes: list[onnx.NodeProto],
+    inputs: object,
+    outputs: object,
+    constants: dict[str, object],
+    opset: int = 18,
 ) -> Path:
     graph = helper.make_graph(
         nodes,
@@ -23,7 +28,7 @@ def save(
         [helper.make_tensor_value_info(n, t, s) for n, t, s in outputs],
         [numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items()],
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), str(path))
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10), str(path))
     return path
 
 
@@ -46,6 +51,65 @@ def test_qdq_convolution_is_int8_and_owns_its_weight(tmp_path: Path) -> None:
     conv = next(op for op in summary.ops if op.type == "Conv")
     assert (conv.name, conv.dtype, conv.weight_bytes) == ("stem.0/Conv", "int8", 12 + 16 + 4)
     assert [op.type for op in summary.ops] == ["DequantizeLinear", "Conv", "QuantizeLinear"]
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [(np.uint16, "int16"), (np.int16, "int16"), (np.uint8, "int8")])
+def test_the_width_of_quantized_operators(tmp_path: Path, kind: type, dtype: str) -> None:
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], name="in"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], name="out"),
+        helper.make_node("DequantizeLinear", ["w", "s", "wz"], ["wd"], name="weight"),
+        helper.make_node("MatMul", ["d", "wd"], ["y"], name="fc/MatMul"),
+    ]
+    constants = {"s": np.float32(1), "z": kind(0), "w": np.ones((4, 4), np.int8), "wz": np.int8(0)}
+    values = [[(name, TensorProto.FLOAT, [1, 4])] for name in "xy"]
+    path = save(tmp_path / "m.onnx", nodes, *values, constants, opset=21)
+    assert [op.dtype for op in summarize(path).ops] == [dtype] * 3
+
+
+@pytest.mark.parametrize("bits", [4, 8, None])
+def test_block_products_compute_with_as_many_bits_as_they_say(tmp_path: Path, bits: int | None) -> None:
+    given = {} if bits is None else {"bits": bits}
+    node = helper.make_node("MatMulNBits", ["x", "w"], ["y"], domain="com.microsoft", name="fc/MatMulNBits", **given)
+    values = [[(name, TensorProto.FLOAT, [1, 4])] for name in "xy"]
+    path = save(tmp_path / "m.onnx", [node], *values, {"w": np.ones((4, 1, 16), np.uint8)})
+    assert [op.dtype for op in summarize(path).ops] == [f"int{bits or 4}"]
+
+
+def stored_weight(shared: bool = False) -> list[onnx.NodeProto]:
+    """A codebook's weight: codes -> Cast -> GatherElements(table) -> Reshape -> MatMul."""
+    return [
+        helper.make_node("Cast", ["codes"], ["indices"], to=TensorProto.INT32, name="w/Cast"),
+        helper.make_node("GatherElements", ["table", "indices"], ["flat"], axis=1, name="w/GatherElements"),
+        helper.make_node("Reshape", ["flat", "shape"], ["w"], name="w/Reshape"),
+        helper.make_node("MatMul", ["x", "w"], ["y"], name="fc/MatMul"),
+        *([helper.make_node("MatMul", ["y", "w"], ["z"], name="again/MatMul")] if shared else []),
+    ]
+
+
+CODES = {"codes": np.zeros((1, 16), np.int8), "table": np.ones((1, 16), np.float32), "shape": np.array([4, 4])}
+
+
+def test_what_decodes_a_weight_belongs_to_its_reader(tmp_path: Path) -> None:
+    values = [[(name, TensorProto.FLOAT, [1, 4])] for name in "xy"]
+    summary = summarize(save(tmp_path / "m.onnx", stored_weight(), *values, CODES))
+    assert [(op.name, op.dtype, op.weight_bytes) for op in summary.ops] == [("fc/MatMul", "float32", 16 + 64 + 16)]
+
+
+def test_a_decoded_weight_of_two_readers_belongs_to_neither(tmp_path: Path) -> None:
+    values = [[(name, TensorProto.FLOAT, [1, 4])] for name in "xz"]
+    summary = summarize(save(tmp_path / "m.onnx", stored_weight(shared=True), *values, CODES))
+    assert [(op.name, op.weight_bytes) for op in summary.ops] == [("fc/MatMul", 0), ("again/MatMul", 0)]
+
+
+def test_arithmetic_on_activations_and_outputs_is_no_decoding(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Mul", ["x", "c"], ["y"], name="scale/Mul"),
+        helper.make_node("Mul", ["c", "c"], ["z"], name="constant/Mul"),
+    ]
+    outputs = [("y", TensorProto.FLOAT, [4]), ("z", TensorProto.FLOAT, [4])]
+    path = save(tmp_path / "m.onnx", nodes, [("x", TensorProto.FLOAT, [4])], outputs, {"c": np.ones(4, np.float32)})
+    assert [op.name for op in summarize(path).ops] == ["scale/Mul", "constant/Mul"]
 
 
 def test_operator_without_int8_kernel_is_float_between_a_pair(tmp_path: Path) -> None:

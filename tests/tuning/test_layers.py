@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from edgeopt.errors import ConversionError
-from edgeopt.exporter.base import layer_is_exempt
+from edgeopt.layer_names import layer_is_exempt
 from edgeopt.tuning.layers import Layer, Layers, find_layers, path_of, split
 from edgeopt.types import Artifact, LayerRules, TensorSpec
 

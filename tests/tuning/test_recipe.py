@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from edgeopt.compression.base import PassInputs
 from edgeopt.errors import ConversionError
 from edgeopt.progress import Silent
 from edgeopt.tuning import recipe
@@ -38,6 +39,8 @@ class FakePass:
 class Lab:
     """Scores by (passes applied, estimator); what is not listed gets the plain file's."""
 
+    inputs: PassInputs | None = None
+
     def __init__(self) -> None:
         self.db: dict[tuple[tuple[str, ...], str], float] = {}
         self.folds: dict[tuple[str, ...], tuple[float, ...]] = {}
@@ -56,7 +59,11 @@ class Lab:
 
     def bench(self, model: Any) -> Any:
         return SimpleNamespace(
-            model=model, torch_model=lambda: model, rules=LayerRules(), variant=self.bench, pass_inputs=lambda *_: None
+            model=model,
+            torch_model=lambda: model,
+            rules=LayerRules(),
+            variant=self.bench,
+            pass_inputs=lambda *_: self.inputs,
         )
 
     def tune(self, budget: Budget, names: list[str], estimators: tuple[EstimatorSpec, ...] = ()) -> Tuned:
@@ -212,6 +219,37 @@ def test_named_passes_run_in_order_and_all_of_them(lab: Lab) -> None:
     lab.add("one")
     lab.add("two")
     bench = lab.bench(SimpleNamespace(history=()))
-    terms: Any = SimpleNamespace(scheme=Scheme("w8a8", "static"))
-    assert apply_passes(bench, ["two", "one"], terms, MSE).model.history == ("two", "one")
-    assert apply_passes(bench, [], terms, MSE) is bench
+    scheme = Scheme("w8a8", "static")
+    assert apply_passes(bench, ["two", "one"], scheme, MSE, Silent()).model.history == ("two", "one")
+    assert apply_passes(bench, [], scheme, MSE, Silent()) is bench
+
+
+@pytest.mark.parametrize(("db", "kept"), [(26.0, True), (24.0, False)])
+def test_passes_that_fit_weights_run_again_for_the_chosen_assignment(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, db: float, kept: bool
+) -> None:
+    rules = LayerRules(("stem",))
+    point = SimpleNamespace(
+        float_layers=("stem",), int16_layers=(), rules=rules, score=Score(100, 25.0, (25.0,) * 4, 0.9, None, 100)
+    )
+    frontier = SimpleNamespace(chosen=point, met=True, efficient=())
+    monkeypatch.setattr(recipe, "find_layers", lambda *_: None)
+    monkeypatch.setattr(recipe, "analyse", lambda *_: None)
+    monkeypatch.setattr(recipe, "search", lambda *_: frontier)
+    given: list[LayerRules] = []
+
+    def run_pass(pass_: FakePass, model: Any, inputs: Any) -> Any:
+        given.append(inputs.rules)
+        again = "again" if inputs.rules == rules else pass_.name
+        return SimpleNamespace(history=(*model.history, again), module=object())
+
+    monkeypatch.setattr(recipe, "run_pass", run_pass)
+    monkeypatch.setattr(Lab, "inputs", PassInputs(Scheme("w8a8", "static"), None, 0, 0, Silent(), MSE, LayerRules()))
+    lab.add("fold")
+    lab.add("round", keeps_function=False)
+    lab.db = {(("fold", "round"), "mse"): 20.0, (("fold", "again"), "mse"): db}
+    tuned = lab.tune(MOST, ["fold", "round"])
+    assert given == [LayerRules(), LayerRules(), rules]  # folding needs no second run
+    assert tuned.workbench.model.history == ("fold", "again" if kept else "round")
+    assert tuned.after.sqnr_db == (db if kept else 25.0)
+    assert tuned.rules == rules

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgeopt.errors import ConversionError
-from edgeopt.exporter.base import layer_is_exempt
+from edgeopt.layer_names import layer_is_exempt
 from edgeopt.progress import Silent
 from edgeopt.tuning import assignment, bench, sensitivity
 from edgeopt.tuning.assignment import search

@@ -1,0 +1,97 @@
+"""What the workbench keeps from one conversion for the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeopt.calibration.ranges import Range
+from edgeopt.exporter.base import QuantizationRequest
+from edgeopt.progress import Silent
+from edgeopt.types import (
+    Artifact,
+    EstimatorSpec,
+    Finding,
+    LayerRules,
+    Model,
+    Sample,
+    Scheme,
+    Signature,
+)
+from edgeopt.workbench import Workbench
+
+W8A8 = Scheme("w8a8", "static")
+
+
+class Samples:
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[Sample]:
+        yield Sample({"x": np.zeros(1, np.float32)}, None, "0")
+
+    def fingerprint(self) -> str:
+        return "0" * 64
+
+
+class Exporter:
+    """Finds the activation of every layer that isn't exempt odd, once, as real exporters do."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def export_float(self, model: Model, directory: Path) -> Artifact:
+        return Artifact(directory / "f", "onnx", "fp32", Signature((), ()), 1, "0", model.history, {}, ())
+
+    def export_quantized(self, model: Model, _: Artifact, request: QuantizationRequest, directory: Path) -> Artifact:
+        run = request.calibration
+        missing = [x for x in ("a", "b") if x not in request.rules.keep_float]
+        if run is not None and any(name not in run.known for name in missing):
+            self.runs += len(list(run.samples()))
+            for name in missing:
+                run.known[name] = Range(0.0, 1.0)
+                run.on_finding(Finding("constant-activation", name, "never changes"))
+        return Artifact(directory / "q", "onnx", "w8a8", Signature((), ()), 1, "0", model.history, {}, ())
+
+
+@pytest.fixture
+def exporter(monkeypatch: pytest.MonkeyPatch) -> Exporter:
+    made = Exporter()
+    monkeypatch.setattr("edgeopt.workbench.load_exporter", lambda _: made)
+    return made
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Workbench:
+    model = Model("net", None, None, (), (), {}, None, (), (), "0" * 64)
+    return Workbench(model, Samples(), LayerRules(), 0, tmp_path, Silent())  # type: ignore[arg-type]
+
+
+def found(bench: Workbench, scheme: Scheme, *keep_float: str) -> list[str]:
+    return [f.where for f in bench.quantized_artifact("onnx", scheme, EstimatorSpec(), LayerRules(keep_float))[1]]
+
+
+def test_a_conversion_from_known_ranges_has_their_findings_too(exporter: Exporter, bench: Workbench) -> None:
+    # Regression: only the conversion that had run the samples reported them.
+    assert found(bench, W8A8) == ["a", "b"]
+    assert found(bench, W8A8, "b") == ["a", "b"]
+    assert exporter.runs == 1
+
+
+def test_a_later_run_adds_what_it_finds_once(exporter: Exporter, bench: Workbench) -> None:
+    assert found(bench, W8A8, "b") == ["a"]
+    assert found(bench, W8A8) == ["a", "b"]
+    assert found(bench, W8A8, "b") == ["a"]  # made before, as it was
+    assert exporter.runs == 2
+
+
+def test_findings_of_other_schemes_and_estimators_stay_apart(exporter: Exporter, bench: Workbench) -> None:
+    assert found(bench, W8A8, "b") == ["a"]
+    assert found(bench, Scheme("w8a16", "static"), "a") == ["b"]
+    other = bench.quantized_artifact("onnx", W8A8, EstimatorSpec("mse"), LayerRules(("a",)))
+    assert [finding.where for finding in other[1]] == ["b"]
+    assert found(bench, Scheme("w8a8", "dynamic")) == []
+    assert exporter.runs == 3
