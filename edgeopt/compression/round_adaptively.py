@@ -12,7 +12,7 @@ from edgeopt.compression.base import Needs, PassInputs
 from edgeopt.compression.layers import Call, Layer, find_layers, give_biases
 from edgeopt.compression.lockstep import run_in_lockstep
 from edgeopt.compression.moments import Moments, MomentSums
-from edgeopt.compression.rounding import Grid, compensate, descend
+from edgeopt.compression.rounding import Grid, aim, compensate, descend
 from edgeopt.compression.simulation import (
     InputQuantizer,
     input_ranges,
@@ -45,13 +45,14 @@ class RoundAdaptively:
 
     Attributes:
         method: "gptq" rounds column by column and lets later columns make up for the error (`compensate`); "adaround"
-            then decides between up and down against the float network's output (`descend`).
+            then decides between up and down against the float network's output (`descend`). None takes gptq at eight
+            bits, where the second does nothing but learn the samples by heart, and adaround below.
         samples: how many samples take part, evenly spread.
         positions: of each sample's output positions (pixels, tokens), how many count in a layer, chosen at random.
         max_columns: layers with more weights per output than this only have their bias fitted.
     """
 
-    method: Literal["gptq", "adaround"] = "adaround"
+    method: Literal["gptq", "adaround"] | None = None
     samples: int = 32
     positions: int = 256
     max_columns: int = 8192
@@ -111,8 +112,9 @@ class RoundAdaptively:
                 module.get_parameter(name).copy_(weight)
                 if bias is not None and (bias_name := by_weight[name].bias) is not None:
                     module.get_parameter(bias_name).copy_(bias)
+        method = self.method or _best_method(inputs.scheme)
         step = StepRecord(
-            self.name, {"method": self.method, "samples": len(runs), "positions": self.positions, "seed": inputs.seed}
+            self.name, {"method": method, "samples": len(runs), "positions": self.positions, "seed": inputs.seed}
         )
         return replace(model, module=module, history=(*model.history, step))
 
@@ -150,9 +152,13 @@ class RoundAdaptively:
             # Its fit may leave the outermost integers unused, and exporters would then find another grid.
             scheme = replace(scheme, weight_estimator="mse")
         grid = Grid(quantize_weight(weight.numpy(), scheme, layer.axis), scheme, layer.groups)
-        rows = weight.double().reshape(grid.scale.shape)
+        rows = aim(weight.double().reshape(grid.scale.shape), grid, moments)
         values = compensate(rows, grid, moments)
-        if self.method == "adaround":
+        if (self.method or _best_method(scheme)) == "adaround":
             values = descend(rows, grid, moments, values)
         # In float32, as exporters multiply: the weight must be what they decode.
         return ((values - grid.zero_point).float() * grid.scale.float()).reshape(weight.shape)
+
+
+def _best_method(scheme: Scheme) -> Literal["gptq", "adaround"]:
+    return "gptq" if scheme.weight_bits == 8 else "adaround"

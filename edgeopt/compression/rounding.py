@@ -13,8 +13,11 @@ from edgeopt.types import Array, Scheme
 if TYPE_CHECKING:
     import torch
 
-#: Added to the input covariance's diagonal, as a share of its mean: as in Frantar et al.
-_DAMPING = 0.01
+#: Added to the input covariance's diagonal, as a share of its mean. Frantar et al. take 0.01; with the few samples
+#: that make a pass quick, more of it does better on others (EfficientNet-Lite0: 25.8 -> 26.0 dB).
+_DAMPING = 0.3
+#: The same for the least squares that come before rounding, which have far more freedom to fit the samples.
+_RIDGE = 2.0
 #: Columns whose errors are passed on to the rest in one matrix product.
 _BLOCK = 128
 #: Sweeps over all columns of the descent; it settles before.
@@ -64,6 +67,29 @@ def _extremes(values: Array, group_size: int | None) -> Array:
         for extreme in (part.argmin(axis=1), part.argmax(axis=1)):
             np.put_along_axis(marks, extreme[:, None], True, axis=1)
     return marked
+
+
+def aim(weight: torch.Tensor, grid: Grid, moments: Moments) -> torch.Tensor:
+    """The real weight that brings the layer's output, for the rounded network's input, closest to the float network's.
+
+    Least squares held to the float weight by a ridge, so that it makes up for rounding errors before the layer and does
+    not learn the samples by heart; the asymmetric target of Li et al., "GPTAQ" (2025).
+
+    Args:
+        weight: (groups, rows, columns), float64.
+
+    Returns:
+        Of the same shape, within the grid's ends.
+    """
+    import torch
+
+    covariance, variance = moments.input_covariance, moments.input_covariance.diagonal(dim1=1, dim2=2)
+    ridge = _RIDGE * variance.mean(1, keepdim=True) + torch.finfo(torch.float32).tiny
+    held = covariance + torch.diag_embed(ridge.expand_as(variance))
+    wanted = moments.output_covariance + ridge[:, :, None] * weight
+    solved = torch.linalg.solve(held, wanted.mT).mT
+    ends = (grid.real(torch.full_like(weight, end)) for end in (grid.lowest, grid.highest))
+    return torch.minimum(torch.maximum(solved, next(ends)), next(ends))
 
 
 def compensate(weight: torch.Tensor, grid: Grid, moments: Moments) -> torch.Tensor:

@@ -58,7 +58,7 @@ def test_onnx_runtime_does_not_quantize_what_stays_float(middle: type[nn.Module]
     )
     exporter, runtime = OnnxExporter(), OnnxRuntime()
     twin = exporter.export_float(model, tmp_path)
-    run = CalibrationRun(stream, len(samples), EstimatorSpec("min-max"), lambda finding: None)
+    run = CalibrationRun(stream, len(samples), EstimatorSpec("min-max"), lambda _: None)
     request = QuantizationRequest(Scheme("w8a8", "static"), run, LayerRules(keep_float=("middle", "last")))
     mixed = exporter.export_quantized(model, twin, request, tmp_path)
     with runtime.open(twin.path, twin.signature) as float_, runtime.open(mixed.path, mixed.signature) as quantized:
