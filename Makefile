@@ -22,10 +22,11 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-slow: $(STAMP)  ## The benchmarks, half an hour; their results are recorded in docs/results.md.
+slow: $(STAMP)  ## The benchmarks, an hour; their results are recorded in docs/results.md. More need data: see there.
 	$(BIN)/python benchmarks/efficientnet_lite0.py
 	$(BIN)/python benchmarks/architectures.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/recipe_auto.py
 
 clean:
 	rm -rf $(VENV) dist build *.egg-info

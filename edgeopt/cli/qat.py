@@ -102,7 +102,9 @@ def qat(
     ] = None,
     mixed_precision: Annotated[Precision, _training("Type of the matrix products.")] = Precision.no,
     gradient_accumulation: Annotated[int, _training("Batches per step.", min=1)] = 1,
-    gradient_checkpointing: Annotated[bool, _training("Compute activations twice, to save memory.")] = False,
+    gradient_checkpointing: Annotated[
+        bool, _training("Compute activations twice, to save memory.", "--gradient-checkpointing")
+    ] = False,
     checkpoint_dir: Annotated[Path | None, _training("Keep the last finished epoch there.", metavar="DIR")] = None,
     resume: Annotated[bool, _training("Continue from --checkpoint-dir.", "--resume")] = False,
     save_weights: Annotated[

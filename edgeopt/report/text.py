@@ -16,6 +16,8 @@ from edgeopt.types import Check, Measurement, Report, UnquantizedOp
 
 MAX_GROUPS = 6
 MAX_NAMES = 2
+#: Findings that tell what a recipe tried.
+RECIPE_CODES = frozenset({"recipe-step", "mixed-precision"})
 MAX_FINDINGS = 8
 MAX_TIMINGS = 5
 #: The summary of several targets leaves out its least telling column below this width.
@@ -34,7 +36,8 @@ def render(report: Report, console: Console) -> None:
         console.print(_figures(report))
     _print_list(console, "Not quantized or not delegated", _unquantized(report.unquantized_ops))
     _print_list(console, "Slowest operators", _timings(report))
-    _print_list(console, "Findings", _findings(report))
+    _print_list(console, "What the recipe tried", _findings(report, of_recipe=True))
+    _print_list(console, "Findings", _findings(report, of_recipe=False))
     advice = [f"{title(c.name)}: {c.advice}" for c in report.checks if not c.passed and c.advice]
     _print_list(console, "What to try", advice)
 
@@ -184,8 +187,12 @@ def _timings(report: Report) -> list[str]:
     return [f"{three_digits(t.ms)} ms ({t.ms / total:.0%})  {t.type}  {t.name}" for t in slowest if total > 0]
 
 
-def _findings(report: Report) -> list[str]:
-    lines = [f"{finding.where}: {finding.message} [{finding.code}]" for finding in report.findings]
+def _findings(report: Report, *, of_recipe: bool) -> list[str]:
+    """A recipe's steps are a record, shown whole and in order; findings are warnings, each with its code."""
+    chosen = [finding for finding in report.findings if (finding.code in RECIPE_CODES) == of_recipe]
+    if of_recipe:
+        return [f"{finding.where}: {finding.message}" for finding in chosen]
+    lines = [f"{finding.where}: {finding.message} [{finding.code}]" for finding in chosen]
     return _capped(lines, MAX_FINDINGS, "findings, all in report.json")
 
 

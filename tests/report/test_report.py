@@ -159,3 +159,12 @@ def test_an_infinite_sqnr_survives_as_a_json_number() -> None:
 def test_a_malformed_report_is_one_line(text: str, problem: str) -> None:
     with pytest.raises(UsageError, match=problem):
         from_json(text)
+
+
+def test_what_a_recipe_tried_is_shown_whole_and_apart_from_warnings() -> None:
+    steps = tuple(Finding("recipe-step", f"step {i}", "not kept") for i in range(12))
+    text = shown(replace(REPORT, findings=(Finding("odd-input", "image", "is constant"), *steps)))
+    tried, warnings = text.split("What the recipe tried")[1].split("Findings")
+    assert all(f"step {i}: not kept" in tried for i in range(12))
+    assert "recipe-step" not in text
+    assert "image: is constant [odd-input]" in warnings
