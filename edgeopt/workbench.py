@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -68,6 +69,7 @@ class Workbench:
         self._observed: dict[tuple[Format, Scheme, EstimatorSpec], _Observed] = {}
         self._torch_model: Model | None = None
         self._variants = 0
+        self._conversions = 0
 
     def variant(self, model: Model) -> Workbench:
         """A workbench for a changed model: same data, same rules, files of its own."""
@@ -109,7 +111,8 @@ class Workbench:
             observed = self._observed.setdefault((format_, scheme, estimator), _Observed())
             run = self._calibration_run(scheme, estimator, observed)
             request = QuantizationRequest(scheme, run, rules)
-            directory = self._make(f"{format_}-{len(self._quantized)}")
+            directory = self._make(f"{format_}-{self._conversions}")
+            self._conversions += 1
             model = self._model_for(format_)
             if run is not None:
                 step = self._calibration_step(run)
@@ -118,6 +121,21 @@ class Workbench:
             artifact = load_exporter(format_).export_quantized(model, float_artifact, request, directory)
             self._quantized[key] = (artifact, tuple(observed.findings))
         return self._quantized[key]
+
+    def discard(self, format_: Format, scheme: Scheme, estimator: EstimatorSpec, rules: LayerRules) -> None:
+        """Delete that quantized file, if it was made; who asks for it again gets the same bytes from a new
+        conversion. The ranges stay."""
+        made = self._quantized.pop((format_, scheme, estimator, rules), None)
+        if made is not None:
+            shutil.rmtree(made[0].path.parent)
+
+    def clear(self) -> None:
+        """Delete all files made so far, but not those of variants."""
+        files = [*self._floats.values(), *(artifact for artifact, _ in self._quantized.values())]
+        self._floats.clear()
+        self._quantized.clear()
+        for artifact in files:
+            shutil.rmtree(artifact.path.parent)
 
     def _model_for(self, format_: Format) -> Model:
         if self.model.native is None or NATIVE_FORMAT[self.model.native.kind] == format_:

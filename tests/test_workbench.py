@@ -44,6 +44,7 @@ class Exporter:
         self.runs = 0
 
     def export_float(self, model: Model, directory: Path) -> Artifact:
+        (directory / "f").touch()
         return Artifact(directory / "f", "onnx", "fp32", Signature((), ()), 1, "0", model.history, {}, ())
 
     def export_quantized(self, model: Model, _: Artifact, request: QuantizationRequest, directory: Path) -> Artifact:
@@ -54,6 +55,7 @@ class Exporter:
             for name in missing:
                 run.known[name] = Range(0.0, 1.0)
                 run.on_finding(Finding("constant-activation", name, "never changes"))
+        (directory / "q").touch()
         return Artifact(directory / "q", "onnx", "w8a8", Signature((), ()), 1, "0", model.history, {}, ())
 
 
@@ -95,3 +97,34 @@ def test_findings_of_other_schemes_and_estimators_stay_apart(exporter: Exporter,
     assert [finding.where for finding in other[1]] == ["b"]
     assert found(bench, Scheme("w8a8", "dynamic")) == []
     assert exporter.runs == 3
+
+
+def _files(folder: Path) -> int:
+    return sum(path.is_file() for path in folder.rglob("*"))
+
+
+def test_a_discarded_file_is_gone_until_it_is_asked_for_again(
+    exporter: Exporter, bench: Workbench, tmp_path: Path
+) -> None:
+    first, second = LayerRules(("a",)), LayerRules(("b",))
+    for rules in (first, second):
+        bench.quantized_artifact("onnx", W8A8, EstimatorSpec(), rules)
+    assert _files(tmp_path) == 3
+    bench.discard("onnx", W8A8, EstimatorSpec(), first)
+    bench.discard("onnx", W8A8, EstimatorSpec(), first)
+    assert _files(tmp_path) == 2
+    again, findings = bench.quantized_artifact("onnx", W8A8, EstimatorSpec(), first)
+    assert again.path.exists()
+    assert [finding.where for finding in findings] == ["b", "a"]
+    assert exporter.runs == 2  # the ranges stay
+
+
+def test_clearing_spares_the_files_of_variants(exporter: Exporter, bench: Workbench, tmp_path: Path) -> None:
+    variant = bench.variant(bench.model)
+    for one in (bench, variant):
+        one.quantized_artifact("onnx", W8A8, EstimatorSpec())
+    bench.clear()
+    assert _files(tmp_path) == 2
+    assert variant.quantized_artifact("onnx", W8A8, EstimatorSpec())[0].path.exists()
+    assert bench.quantized_artifact("onnx", W8A8, EstimatorSpec())[0].path.exists()
+    assert exporter.runs == 2

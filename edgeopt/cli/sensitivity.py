@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -86,7 +87,7 @@ def sensitivity(
 
     document = sensitivity_document(result)
     if output is not None:
-        output.write_text(dumps(document), encoding="utf-8")
+        _write(output, dumps(document))
     if plot is not None:
         save_sensitivity_plot(result, plot)
     if json:
@@ -99,3 +100,15 @@ def _check_output(path: Path | None) -> None:
     """Refuse now what would fail after minutes of work."""
     if path is not None and (path.is_dir() or not path.resolve().parent.is_dir()):
         raise UsageError("can't be written: no such folder, or a folder itself", where=f"--output {path}")
+
+
+def _write(path: Path, text: str) -> None:
+    """Beside, then renamed: nobody ever reads half a file, and a full disk leaves the old one."""
+    path = path.resolve()
+    try:
+        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
+            partial = Path(scratch) / path.name
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(path)
+    except OSError as error:
+        raise UsageError(f"can't be written: {error.strerror}", where=f"--output {path}") from error

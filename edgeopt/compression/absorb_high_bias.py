@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from edgeopt.compression.base import Needs, PassInputs
-from edgeopt.compression.dataflow import Dataflow, Surgery, biasable, follow
+from edgeopt.compression.base import CHECKED_SAMPLES, Needs, PassInputs, check_same_function
+from edgeopt.compression.dataflow import Dataflow, follow, ranges_without
 from edgeopt.compression.fold_batch_norm import fold
 from edgeopt.compression.graph import MOVES, Operator, arguments, aten, name_of
 from edgeopt.compression.observe import Visit, observe
+from edgeopt.compression.surgery import Surgery, biasable
 from edgeopt.errors import ConversionError
 from edgeopt.layer_names import layer_is_exempt
 from edgeopt.types import Array, Model, Scheme, StepRecord
@@ -39,7 +41,7 @@ class AbsorbHighBias:
     the smallest value that any sample has. Under ReLU6 and the like only channels that never reach the upper bound
     are shifted. Convolutions with padding can't absorb: at the border they see zeros that no shift has moved.
 
-    The function is unchanged on the samples, and only nearly so elsewhere.
+    The function is unchanged on the samples, which is checked on the first of them, and only nearly so elsewhere.
     """
 
     name: ClassVar[str] = "absorb-high-bias"
@@ -57,8 +59,8 @@ class AbsorbHighBias:
 
     def apply(self, model: Model, inputs: PassInputs) -> Model:
         folded, _ = fold(model)
-        if folded.module is None:
-            raise ValueError("a pass takes a model with a torch module; see sources.as_torch")
+        if folded.module is None or inputs.samples is None:
+            raise ValueError("needs a module and samples")
         flow = follow(folded)
         exempt = inputs.rules.keep_float
         pairs = [
@@ -72,16 +74,23 @@ class AbsorbHighBias:
         surgery = Surgery(folded.module)
         biases = {name: surgery.add_bias(missing[name], np.zeros(missing[name].out_channels)) for name in sorted(able)}
         absorbed = 0
+        moved: set[str] = set()
         for pair in pairs:
             if any(reader.bias is None and reader.weight not in able for reader in pair.readers):
                 continue
             low, high = lows[pair.writer.weight], highs[pair.writer.weight]
-            shift = np.where((low > 0) & (high <= pair.upper_bound), low, 0.0)
+            # No sample may have reached the layer, which leaves the extremes infinite.
+            shift = np.where((low > 0) & np.isfinite(low) & (high <= pair.upper_bound), low, 0.0)
             if shift.any():
                 _absorb(flow, surgery, pair, shift, biases)
                 absorbed += int(np.count_nonzero(shift))
+                moved |= {reader.weight for reader in pair.readers}
         record = StepRecord(self.name, {"channels": absorbed})
-        return replace(model, module=surgery.module, native=None, history=(*model.history, record))
+        ranges = ranges_without(model.input_ranges, moved)
+        done = replace(model, module=surgery.module, native=None, history=(*model.history, record), input_ranges=ranges)
+        samples = (sample.inputs for sample in islice(inputs.samples(), CHECKED_SAMPLES))
+        check_same_function(model, done, samples, f"pass {self.name!r}")
+        return done
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +142,7 @@ def _readers(flow: Dataflow, node: Node) -> list[Operator] | None:
             if operator.is_padded or operator.has_foreign_bias:
                 return None
             found.append(operator)
-        elif name_of(user) in _SHIFTING and not _pads_with_zeros(user):
+        elif name_of(user) in _SHIFTING and _averages_all(user):
             behind = _readers(flow, user)
             if behind is None:
                 return None
@@ -143,11 +152,14 @@ def _readers(flow: Dataflow, node: Node) -> list[Operator] | None:
     return found
 
 
-def _pads_with_zeros(node: Node) -> bool:
+def _averages_all(node: Node) -> bool:
+    """Average pooling is no mean, which shifts with its values, where it counts zeros in or has its own divisor."""
     if not name_of(node).startswith("aten.avg_pool"):
-        return False
-    padding = arguments(node)["padding"]
-    return any(padding) if isinstance(padding, list | tuple) else padding != 0
+        return True
+    given = arguments(node)
+    padding = given["padding"]
+    is_padded = any(padding) if isinstance(padding, list | tuple) else padding != 0
+    return not is_padded and given.get("divisor_override") is None
 
 
 def _extremes(model: Model, inputs: PassInputs, pairs: list[_Pair]) -> tuple[dict[str, Array], dict[str, Array]]:

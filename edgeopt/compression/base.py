@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import numpy as np
 
+from edgeopt.compression.layers import arguments_of
 from edgeopt.errors import ConversionError
+from edgeopt.sources.digest import sha256_of
 from edgeopt.types import Array, EstimatorSpec, LayerRules, Model, Sample, Scheme
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ Needs = Literal["nothing", "samples", "training-data"]
 MIN_SAME_FUNCTION_DB = 60.0
 #: Samples on which that is checked, beside the example input.
 CHECKED_SAMPLES = 4
+#: And by as many of its integer outputs' values as rounding may tip over, where it decides between two classes.
+MAX_OTHER_INTEGERS = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,41 +95,80 @@ def run_pass(pass_: Pass, model: Model, inputs: PassInputs) -> Model:
         )
     if model.module is None:
         raise ValueError("a pass takes a model with a torch module; see sources.as_torch")
-    before = _fingerprint(model.module)
+    before = state_digest(model.module)
     result = pass_.apply(model, inputs)
     where = f"pass {pass_.name!r}"
-    if result.module is None or result.module is model.module or _fingerprint(model.module) != before:
+    if result.module is None or result.module is model.module or state_digest(model.module) != before:
         raise ConversionError("changed the model that it was given", where=where)
     if result.history[:-1] != model.history:
         raise ConversionError("did not record exactly one step", where=where)
     result.module.eval()
     if pass_.keeps_function:
-        _check_same_function(model, result, inputs, where)
+        samples = inputs.samples() if inputs.samples is not None else iter(())
+        checked = (sample.inputs for sample in islice(samples, CHECKED_SAMPLES))
+        check_same_function(model, result, (model.example_inputs, *checked), where)
     return replace(result, native=None)
 
 
-def _fingerprint(module: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def state_digest(module: torch.nn.Module) -> str:
+    """SHA-256 over the names and values of a module's state."""
+    return sha256_of((), module)
 
 
-def _check_same_function(old: Model, new: Model, inputs: PassInputs, where: str) -> None:
-    """Compare both modules; raises ConversionError below `MIN_SAME_FUNCTION_DB`."""
-    signal = noise = 0.0
-    samples = inputs.samples() if inputs.samples is not None else iter(())
-    for arrays in (old.example_inputs, *(sample.inputs for sample in islice(samples, CHECKED_SAMPLES))):
-        expected = forward(old, arrays)
-        for wanted, found in zip(expected, forward(new, arrays), strict=True):
-            if wanted.is_floating_point():
-                finite = wanted.isfinite()
-                signal += float((wanted[finite].double() ** 2).sum())
-                noise += float(((wanted[finite] - found[finite]).double() ** 2).sum())
-    sqnr_db = float("inf") if noise == 0 else 10 * float(np.log10(max(signal, 1e-30) / noise))
-    if not sqnr_db >= MIN_SAME_FUNCTION_DB:
-        raise ConversionError(f"changed the float function of the model ({sqnr_db:.0f} dB)", where=where)
+def check_same_function(old: Model, new: Model, inputs: Iterable[Mapping[str, Array]], where: str) -> None:
+    """Compare both modules, output by output, over all these inputs.
+
+    Raises:
+        ConversionError: the shape, type or finite values of an output differ, or one lies below `MIN_SAME_FUNCTION_DB`
+            (float) or beyond `MAX_OTHER_INTEGERS`.
+    """
+    differences: dict[int, _Difference] = defaultdict(_Difference)
+    for arrays in inputs:
+        wanted, found = forward(old, arrays), forward(new, arrays)
+        if [(y.shape, y.dtype) for y in wanted] != [(y.shape, y.dtype) for y in found]:
+            raise ConversionError("changed the shape or type of the model's outputs", where=where)
+        for index, (one, other) in enumerate(zip(wanted, found, strict=True)):
+            differences[index].add(one, other)
+    # What is small next to the largest output may be a difference of large values, with their rounding.
+    loudest = max((difference.power() for difference in differences.values()), default=0.0)
+    for index, difference in differences.items():
+        if (problem := difference.problem(loudest)) is not None:
+            output = f" (output {index})" if len(differences) > 1 else ""
+            raise ConversionError(f"changed the float function of the model{output}: {problem}", where=where)
+
+
+class _Difference:
+    """Between two versions of one output, over all inputs."""
+
+    def __init__(self) -> None:
+        self._count = self._other_integers = 0
+        self._signal = self._noise = 0.0
+        self._same_finite = True
+
+    def add(self, wanted: torch.Tensor, found: torch.Tensor) -> None:
+        self._count += wanted.numel()
+        if not wanted.is_floating_point():
+            self._other_integers += int((wanted != found).sum())
+            return
+        finite = wanted.isfinite()
+        self._same_finite = self._same_finite and bool((finite == found.isfinite()).all())
+        self._signal += float((wanted[finite].double() ** 2).sum())
+        self._noise += float(((wanted[finite].double() - found[finite].double()) ** 2).sum())
+
+    def power(self) -> float:
+        """Mean square."""
+        return self._signal / max(self._count, 1)
+
+    def problem(self, loudest: float) -> str | None:
+        """What is wrong, in a few words, where the loudest output has this power."""
+        if self._other_integers > MAX_OTHER_INTEGERS * self._count:
+            return f"{self._other_integers} of {self._count} integers differ"
+        if not self._same_finite:
+            return "other values are finite"
+        if self._noise <= self._count * loudest * float(np.finfo(np.float32).eps) ** 2:
+            return None
+        sqnr_db = 10 * float(np.log10(max(self._signal, 1e-30) / self._noise))
+        return None if sqnr_db >= MIN_SAME_FUNCTION_DB else f"{sqnr_db:.0f} dB"
 
 
 def forward(model: Model, arrays: Mapping[str, Array]) -> list[torch.Tensor]:
@@ -135,6 +178,6 @@ def forward(model: Model, arrays: Mapping[str, Array]) -> list[torch.Tensor]:
 
     if model.module is None:
         raise ValueError("the model has no module")
-    arguments = [torch.tensor(np.ascontiguousarray(arrays[spec.name], dtype=spec.dtype)) for spec in model.inputs]
+    arguments = arguments_of(model.inputs, arrays)
     with torch.no_grad():
         return [leaf for leaf in tree_leaves(model.module(*arguments)) if isinstance(leaf, torch.Tensor)]

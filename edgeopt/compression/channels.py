@@ -95,7 +95,7 @@ class Channels:
             return self._within(node, range(-_POOLING[name], 0))
         if name in _JOINING:
             return self._join(node)
-        if name in ("aten.mul", "aten.div"):
+        if name in ("aten.mul", "aten.div") and arguments(node).get("rounding_mode") is None:
             return self._product(node)
         if name in MOVES:
             return self._move(node)

@@ -9,9 +9,10 @@ import numpy as np
 
 from edgeopt.calibration.weights import quantize_weight, rows_to_shape, to_rows
 from edgeopt.compression.base import Needs, PassInputs
-from edgeopt.compression.dataflow import Surgery, follow
+from edgeopt.compression.dataflow import follow
 from edgeopt.compression.fold_batch_norm import fold
 from edgeopt.compression.graph import Operator
+from edgeopt.compression.surgery import Surgery
 from edgeopt.errors import ConversionError
 from edgeopt.layer_names import layer_is_exempt
 from edgeopt.types import Array, Model, Scheme, StepRecord

@@ -10,20 +10,17 @@ is the same function in exact arithmetic (Nagel et al. 2019, section 4.1, for an
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from edgeopt.compression.channels import Channels
 from edgeopt.compression.graph import Graph, Operator, capture
+from edgeopt.compression.surgery import Surgery
+from edgeopt.layer_names import strip_wrapper
 from edgeopt.types import Array, Model
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +87,10 @@ class Dataflow:
                 bias = surgery.get(operator.bias)
                 surgery.set(operator.bias, bias / factors[self.writes[name]].reshape(bias.shape))
 
+    def rescaled_inputs(self, factors: Array) -> list[str]:
+        """Names of the weights whose operator reads other values than before."""
+        return [name for name, classes in self.reads.items() if (factors[classes] != 1).any()]
+
 
 def follow(model: Model) -> Dataflow:
     """Capture a model's module and follow its channels.
@@ -114,69 +115,9 @@ def follow(model: Model) -> Dataflow:
     )
 
 
-class Surgery:
-    """A copy of a module whose parameters are edited in place, so that all its layers keep their names."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self.module = copy.deepcopy(module)
-
-    def get(self, name: str) -> Array:
-        """A parameter or buffer by its path, as float64."""
-        values: Array = self._tensor(name).detach().cpu().double().numpy()
-        return values
-
-    def set(self, name: str, values: Array) -> None:
-        """Write it, rounded to its own type."""
-        import torch
-
-        tensor = self._tensor(name)
-        with torch.no_grad():
-            tensor.copy_(torch.from_numpy(np.ascontiguousarray(values)))
-
-    def add_bias(self, operator: Operator, values: Array) -> str:
-        """Give a layer the bias that it has a place for; `biasable` says which do. Returns the bias's name."""
-        import torch
-
-        owner = self.module.get_submodule(operator.weight.rpartition(".")[0])
-        like = self._tensor(operator.weight)
-        owner.bias = torch.nn.Parameter(torch.from_numpy(values).to(like.dtype), requires_grad=like.requires_grad)
-        return f"{operator.weight.rpartition('.')[0]}.bias".lstrip(".")
-
-    def _tensor(self, name: str) -> torch.Tensor:
-        path, _, attribute = name.rpartition(".")
-        tensor: torch.Tensor = getattr(self.module.get_submodule(path), attribute)
-        return tensor
-
-
-def biasable(model: Model, operators: Mapping[str, Operator]) -> frozenset[str]:
-    """Names of the weights whose operator has no bias but whose module takes one.
-
-    A module with a forward of its own may never look at its bias, so each gets a zero one and the network is captured
-    again.
-    """
-    import torch
-    from torch.nn.modules.conv import _ConvNd
-
-    if model.module is None:
-        raise ValueError("a pass takes a model with a torch module; see sources.as_torch")
-    surgery = Surgery(model.module)
-    stock, candidates = set(), {}
-    for name, operator in operators.items():
-        owner = surgery.module.get_submodule(name.rpartition(".")[0])
-        if operator.bias is not None or operator.has_foreign_bias or not name.endswith("weight"):
-            continue
-        if isinstance(owner, _ConvNd | torch.nn.Linear) and owner.bias is None:
-            candidates[name] = surgery.add_bias(operator, np.zeros(operator.out_channels))
-            if type(owner).__module__.startswith("torch.nn.modules."):
-                stock.add(name)
-    if len(stock) == len(candidates):
-        return frozenset(stock)
-    found = {
-        operator.weight: operator.bias for operator in capture(_with_module(model, surgery.module)).operators.values()
-    }
-    return frozenset(name for name, bias in candidates.items() if found.get(name) == bias)
-
-
-def _with_module(model: Model, module: torch.nn.Module) -> Model:
-
-    return replace(model, module=module)
+def ranges_without(
+    ranges: Mapping[str, tuple[float, float]], weights: Iterable[str]
+) -> Mapping[str, tuple[float, float]]:
+    """`Model.input_ranges` less those of the layers with these weights, whose inputs a pass has moved."""
+    moved = {strip_wrapper(name.rpartition(".")[0]) for name in weights}
+    return {layer: bounds for layer, bounds in ranges.items() if strip_wrapper(layer) not in moved}

@@ -9,9 +9,10 @@ from typing import ClassVar
 import numpy as np
 
 from edgeopt.compression.base import Needs, PassInputs
-from edgeopt.compression.dataflow import Dataflow, Family, Surgery, follow
+from edgeopt.compression.dataflow import Dataflow, Family, follow, ranges_without
 from edgeopt.compression.fold_batch_norm import fold
 from edgeopt.compression.graph import Operator
+from edgeopt.compression.surgery import Surgery
 from edgeopt.errors import ConversionError
 from edgeopt.layer_names import layer_is_exempt
 from edgeopt.types import Array, LayerRules, Model, Scheme, StepRecord
@@ -19,6 +20,10 @@ from edgeopt.types import Array, LayerRules, Model, Scheme, StepRecord
 #: Sweeps end when no factor changes by more than this, or after so many of them.
 _CONVERGED = 1e-3
 _MAX_SWEEPS = 100
+#: An activation's size over the norm of the weights that write it, for inputs of about unit variance.
+_DEVIATIONS = 3.0
+#: A bias stands out from those of the other channels when it is so many times their median.
+_OUTLYING = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,10 @@ class Equalize:
     that read it; weights and bias of the writer are divided by s and the reader's multiplied. Swept over the network
     until nothing moves. Here r1 and r2 are geometric means over all writers and readers, so that the channels of a
     residual stream, which share one factor, are balanced over all its blocks.
+
+    No factor makes a bias larger than it was where it would then stand out from the other channels' biases and from
+    what the layer's weights put out: a channel whose weights training has all but removed would otherwise stretch the
+    activations' range by its bias alone.
 
     A factor passes through ReLU, LeakyReLU, PReLU, pooling, additions, concatenations, reshapes and attention's
     weighted mean; not through ReLU6, hardswish, GELU or sigmoid, where the function would change. Batch
@@ -56,11 +65,12 @@ class Equalize:
         flow = follow(folded)
         surgery = Surgery(folded.module)
         magnitudes = {name: _magnitudes(operator, surgery.get(name)) for name, operator in flow.operators.items()}
-        factors = _balance(flow, magnitudes, inputs.rules)
+        factors = _balance(flow, magnitudes, _biases(flow, surgery), inputs.rules)
         flow.rescale(surgery, factors)
         moved = int(np.count_nonzero(np.abs(np.log(factors)) > _CONVERGED))
         record = StepRecord(self.name, {"channels": moved})
-        return replace(model, module=surgery.module, native=None, history=(*model.history, record))
+        ranges = ranges_without(model.input_ranges, flow.rescaled_inputs(factors))
+        return replace(model, module=surgery.module, native=None, history=(*model.history, record), input_ranges=ranges)
 
 
 def _families(flow: Dataflow) -> list[Family]:
@@ -80,7 +90,16 @@ def _magnitudes(operator: Operator, weight: Array) -> Array:
     return largest
 
 
-def _balance(flow: Dataflow, magnitudes: Mapping[str, Array], rules: LayerRules) -> Array:
+def _biases(flow: Dataflow, surgery: Surgery) -> dict[str, Array]:
+    """Their magnitudes per output channel, of the operators that have any."""
+    return {
+        name: np.abs(surgery.get(operator.bias)).reshape(-1)
+        for name, operator in flow.operators.items()
+        if operator.bias is not None
+    }
+
+
+def _balance(flow: Dataflow, magnitudes: Mapping[str, Array], biases: Mapping[str, Array], rules: LayerRules) -> Array:
     """The factor of each class."""
     factors = np.ones(flow.labels)
     families = _families(flow)
@@ -91,9 +110,12 @@ def _balance(flow: Dataflow, magnitudes: Mapping[str, Array], rules: LayerRules)
                 _mean_range(flow, names, side, family, magnitudes, factors, rules)
                 for names, side in ((family.producers, flow.writes), (family.consumers, flow.reads))
             )
-            step = _step(written, read)
-            factors[family.classes] *= step
-            largest_step = max(largest_step, float(np.abs(np.log(step)).max()))
+            before = factors[family.classes]
+            factors[family.classes] = before * _step(written, read)
+            factors[family.classes] = np.maximum(
+                factors[family.classes], _floor(flow, family, magnitudes, biases, factors)
+            )
+            largest_step = max(largest_step, float(np.abs(np.log(factors[family.classes] / before)).max()))
         if largest_step < _CONVERGED:
             break
     return factors
@@ -127,6 +149,24 @@ def _mean_range(
         return np.full(len(family.classes), np.nan)
     mean: Array = np.exp(np.mean(logs, axis=0))
     return mean
+
+
+def _floor(
+    flow: Dataflow, family: Family, magnitudes: Mapping[str, Array], biases: Mapping[str, Array], factors: Array
+) -> Array:
+    """Per class, the smallest factor at which no writer's bias grows until it stands out."""
+    floor = np.zeros(flow.labels)
+    for name in family.producers:
+        if name not in biases:
+            continue
+        index = flow.operators[name].out_index
+        across = tuple(axis for axis, size in enumerate(index.shape) if size == 1)
+        norms = np.sqrt((flow.scaled(name, magnitudes[name], factors) ** 2).sum(axis=across))
+        typical = np.median(biases[name] / factors[flow.writes[name]])
+        limit = max(_DEVIATIONS * norms.max(), _OUTLYING * typical, float(np.finfo(np.float32).tiny))
+        np.maximum.at(floor, flow.writes[name], np.minimum(biases[name] / limit, 1.0))
+    smallest: Array = floor[family.classes]
+    return smallest
 
 
 def _step(written: Array, read: Array) -> Array:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from edgeopt.compression.base import Needs, PassInputs, forward
-from edgeopt.compression.dataflow import Surgery, biasable
 from edgeopt.compression.graph import Graph, Operator, arguments, capture, is_node, name_of
+from edgeopt.compression.surgery import Surgery, biasable, bypass, graph_use
 from edgeopt.errors import ConversionError
+from edgeopt.layer_names import strip_wrapper
 from edgeopt.types import Model, Scheme, StepRecord
 
 if TYPE_CHECKING:
@@ -25,8 +26,9 @@ class FoldBatchNorm:
 
     With the running statistics mean and var, weight becomes weight * gamma / sqrt(var + eps) per output channel and
     bias (bias - mean) * gamma / sqrt(var + eps) + beta (Jacob et al. 2018, section 3.2). The normalization's module
-    becomes an Identity; where the user's code needs it to be what it was, its numbers become those of an identity.
-    Left alone: normalizations in front of a convolution, shared ones, and those that use the batch's own statistics.
+    becomes an Identity, and its operator leaves an exported graph; where the user's code needs it to be what it was,
+    its numbers become those of an identity. Left alone: normalizations in front of a convolution, shared ones, those
+    that use the batch's own statistics, and those behind a layer that has no bias and whose code takes none.
     """
 
     name: ClassVar[str] = "fold-batch-norm"
@@ -36,9 +38,14 @@ class FoldBatchNorm:
     def not_applicable(self, model: Model, scheme: Scheme) -> str | None:
         del scheme
         try:
-            return None if _foldable(model) else "no batch normalization follows a layer that it can be folded into"
+            pairs, homeless = _foldable(model)
         except ConversionError as error:
             return error.problem
+        if pairs:
+            return None
+        if homeless:
+            return f"the code of layer {homeless[0]!r} takes no bias, which its batch normalization would become"
+        return "no batch normalization follows a layer that it can be folded into"
 
     def apply(self, model: Model, inputs: PassInputs) -> Model:
         del inputs
@@ -50,7 +57,7 @@ def fold(model: Model) -> tuple[Model, int]:
     """The model without foldable batch normalizations, and how many they were; the history stays."""
     if model.module is None:
         raise ValueError("a pass takes a model with a torch module; see sources.as_torch")
-    pairs = _foldable(model)
+    pairs, _ = _foldable(model)
     surgery = Surgery(model.module)
     for pair in pairs:
         _fold(surgery, pair)
@@ -74,12 +81,17 @@ class _Pair:
     eps: float
 
 
-def _foldable(model: Model) -> list[_Pair]:
+def _foldable(model: Model) -> tuple[list[_Pair], list[str]]:
+    """The pairs, and the layers that make none only because they have no place for a bias."""
     graph = capture(model)
     pairs = [pair for node in graph.nodes if (pair := _pair(graph, node)) is not None]
     without_bias = {pair.operator.weight: pair.operator for pair in pairs if pair.operator.bias is None}
     able = biasable(model, without_bias) if without_bias else frozenset()
-    return [pair for pair in pairs if pair.operator.bias is not None or pair.operator.weight in able]
+    homeless = [name for name in without_bias if name not in able]
+    return (
+        [pair for pair in pairs if pair.operator.weight not in homeless],
+        [strip_wrapper(name.rpartition(".")[0]) for name in homeless],
+    )
 
 
 def _pair(graph: Graph, node: Node) -> _Pair | None:
@@ -127,12 +139,17 @@ def _neutralize(surgery: Surgery, pair: _Pair) -> None:
 
 
 def _without(surgery: Surgery, pairs: list[_Pair]) -> torch.nn.Module:
-    """A copy of the module in which torch's own batch normalizations, now neutral, are gone."""
+    """A copy of the module in which torch's own and exported graphs' batch normalizations, now neutral, are gone."""
     import torch
 
     plain = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
     module = Surgery(surgery.module).module
     for pair in pairs:
+        use = graph_use(module, pair.norm["var"])
+        if use is not None:
+            if name_of(use.node) == "aten.batch_norm":
+                bypass(use)
+            continue
         parent, _, attribute = pair.norm["var"].rpartition(".")[0].rpartition(".")
         owner = module.get_submodule(parent)
         if attribute and type(getattr(owner, attribute)) in plain:

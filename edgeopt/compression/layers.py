@@ -6,6 +6,7 @@ Calls are intercepted at the level of torch functions, so it makes no difference
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from edgeopt.compression.surgery import add_bias, has_place_for_bias
 from edgeopt.layer_names import strip_wrapper
 from edgeopt.types import Array, Model, TensorSpec
 
@@ -115,7 +117,8 @@ def by_identity(module: torch.nn.Module, layers: Iterable[Layer]) -> dict[int, L
 def find_layers(model: Model, module: torch.nn.Module) -> tuple[Layer, ...]:
     """The layers that the example input passes through, in that order.
 
-    Weights that are used more than once, or that are computed from other parameters, are not among them.
+    Weights that anything else reads or owns too (an embedding tied to the output layer), that are used more than once,
+    or that are computed from other parameters, are not among them.
     """
     import torch
     from torch.overrides import TorchFunctionMode
@@ -124,6 +127,7 @@ def find_layers(model: Model, module: torch.nn.Module) -> tuple[Layer, ...]:
     found: list[Layer] = []
     outputs: list[torch.Tensor] = []
     normed: set[int] = set()
+    reads = _Reads(module)
 
     class Finder(TorchFunctionMode):
         def __torch_function__(
@@ -136,6 +140,7 @@ def find_layers(model: Model, module: torch.nn.Module) -> tuple[Layer, ...]:
             del types
             arguments = kwargs or {}
             result = func(*args, **arguments)
+            reads.count((args, arguments), result)
             name = function_name(func)
             if name in _KINDS and (layer := _described(name, _operands(name, args, arguments), names)) is not None:
                 found.append(layer)
@@ -148,35 +153,68 @@ def find_layers(model: Model, module: torch.nn.Module) -> tuple[Layer, ...]:
     arguments = arguments_of(model.inputs, model.example_inputs)
     with torch.no_grad(), Finder():
         module(*arguments)
-    uses = Counter(layer.weight for layer in found)
     marked = [replace(layer, feeds_norm=i in normed) for i, layer in enumerate(found)]
-    return tuple(layer for layer in marked if uses[layer.weight] == 1)
+    return tuple(layer for layer in marked if reads.is_only(module.get_parameter(layer.weight)))
+
+
+class _Reads:
+    """How many owners and readers the memory of each parameter has, whatever tensors show it to them."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        owned = [own for part in module.modules() for own in part._parameters.values() if own is not None]
+        self._owners = Counter(parameter.data_ptr() for parameter in owned)
+        self._readers: Counter[int] = Counter()
+        ends = {own.data_ptr(): own.data_ptr() + own.numel() * own.element_size() for own in owned}
+        self._starts = sorted(ends)
+        self._ends = [ends[start] for start in self._starts]
+
+    def count(self, operands: object, result: object) -> None:
+        """A call that makes new tensors from a parameter. Views of it are not reads; what is done with them is."""
+        import torch
+        from torch.utils._pytree import tree_leaves
+
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        if made:
+            read = {self._parameter(leaf) for leaf in tree_leaves(operands) if isinstance(leaf, torch.Tensor)}
+            read -= {self._parameter(tensor) for tensor in made}
+            self._readers.update(start for start in read if start is not None)
+
+    def is_only(self, parameter: torch.Tensor) -> bool:
+        """One module owns it and one call read it."""
+        start = parameter.data_ptr()
+        return self._owners[start] == 1 and self._readers[start] == 1
+
+    def _parameter(self, tensor: torch.Tensor) -> int | None:
+        """Where the parameter starts that the tensor is, or shows a part of."""
+        import torch
+
+        if tensor.layout != torch.strided:
+            return None
+        address = tensor.data_ptr()
+        index = bisect_right(self._starts, address) - 1
+        return self._starts[index] if index >= 0 and address < self._ends[index] else None
 
 
 def give_biases(model: Model, module: torch.nn.Module) -> tuple[Layer, ...]:
-    """`find_layers`, after each stock layer without a bias was given one of zero, in place, where it then counts.
+    """`find_layers`, after each layer with an empty place for a bias was given one of zero, in place, where it counts.
 
     A layer that a batch norm follows has its bias there.
     """
     import torch
 
     before = find_layers(model, module)
-    stock = (torch.nn.Linear, torch.nn.modules.conv._ConvNd)
-    given = []
-    for layer in before:
-        owner = module.get_submodule(layer.weight.rpartition(".")[0])
-        if layer.bias is None and not layer.feeds_norm and isinstance(owner, stock) and owner.bias is None:
-            owner.bias = torch.nn.Parameter(
-                torch.zeros(layer.output_channels), requires_grad=owner.weight.requires_grad
-            )
-            given.append((layer.weight, owner))
+    given = {
+        layer.weight: add_bias(module, layer.weight, torch.zeros(layer.output_channels))
+        for layer in before
+        if layer.bias is None and not layer.feeds_norm and has_place_for_bias(module, layer.weight)
+    }
     if not given:
         return before
     after = find_layers(model, module)
     arrived = {layer.weight for layer in after if layer.bias is not None}
-    for weight, owner in given:
+    for weight, bias in given.items():
         if weight not in arrived:
-            owner.bias = None
+            module.get_submodule(bias.rpartition(".")[0]).register_parameter("bias", None)
     return after
 
 

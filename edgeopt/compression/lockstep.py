@@ -2,11 +2,12 @@
 
 A layer can so be changed with what every sample brings to it in view, and its successors then see the change, in one
 run of the network. Samples keep runs of their own, whatever their shapes are, so a module with a fixed batch size of 1
-is as good as any.
+is as good as any. Each runs on a copy of the module that shares its weights: modules may keep activations on `self`.
 """
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -42,7 +43,7 @@ class _Lockstep:
         runs: Sequence[tuple[torch.Tensor, ...]],
         handle: Callable[[Sequence[Call]], Sequence[torch.Tensor]],
     ) -> None:
-        self._module = module
+        self._modules = _copies(module, runs)
         self._layers = by_identity(module, layers)
         self._runs = runs
         self._handle = handle
@@ -78,7 +79,7 @@ class _Lockstep:
 
         try:
             with self._turn, torch.no_grad(), intercept(self._layers, wait_for_all):
-                self._module(*self._runs[index])
+                self._modules[index](*self._runs[index])
             self._barrier.wait()
         except threading.BrokenBarrierError:
             return
@@ -105,3 +106,23 @@ class _Lockstep:
         except BaseException as error:
             self._error = error
             raise
+
+
+def _copies(module: torch.nn.Module, runs: Sequence[tuple[torch.Tensor, ...]]) -> list[torch.nn.Module]:
+    """A copy per run. They share parameters, and what no run writes to: buffers and exported graphs."""
+    import torch
+
+    parameters = {id(parameter): parameter for parameter in module.parameters()}
+    trial = copy.deepcopy(module, dict(parameters))
+    buffers = dict(trial.named_buffers(remove_duplicate=False))
+    versions = {name: buffer._version for name, buffer in buffers.items()}
+    with torch.no_grad():
+        trial(*runs[0])
+    written = {name for name, buffer in buffers.items() if buffer._version != versions[name]}
+    shared: dict[int, object] = dict(parameters)
+    shared |= {id(b): b for name, b in module.named_buffers(remove_duplicate=False) if name not in written}
+    for path, part in module.named_modules():
+        # Copying one compiles it anew, and there is nothing that it could keep on `self`.
+        if isinstance(part, torch.fx.GraphModule) and not any(name.startswith(path) for name in written):
+            shared[id(part)] = part
+    return [copy.deepcopy(module, dict(shared)) for _ in runs]

@@ -1,5 +1,8 @@
 """What a layer reads, as the moments that least squares need: rows of its input matrix against each other and against
 the wanted outputs.
+
+Sums are taken about the first sample's mean: of values that are large and hardly vary (a year, a pressure in pascals),
+the difference between the mean square and the squared mean would be lost in rounding.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ class MomentSums:
         self._positions = positions
         self._generator = generator
         self._count = 0
+        self._shifts: tuple[torch.Tensor, torch.Tensor] | None = None
         self._sums: list[torch.Tensor] = []
 
     def add(self, input_: torch.Tensor, output: torch.Tensor) -> None:
@@ -49,6 +53,9 @@ class MomentSums:
         chosen = torch.randperm(wanted.shape[-1], generator=self._generator)[: self._positions]
         x = _inputs(layer, input_, chosen, output)
         y = wanted[:, chosen].reshape(layer.groups, -1, chosen.numel())
+        if self._shifts is None:
+            self._shifts = x.double().mean(2).to(x.dtype), y.double().mean(2).to(y.dtype)
+        x, y = (values - shift[:, :, None] for values, shift in zip((x, y), self._shifts, strict=True))
         parts = [x.sum(2), y.sum(2), x @ x.mT, y @ x.mT]
         doubled = [part.double() for part in parts]
         self._sums = [a + b for a, b in zip(self._sums, doubled, strict=True)] if self._sums else doubled
@@ -56,10 +63,17 @@ class MomentSums:
 
     def moments(self, *, centered: bool) -> Moments:
         """With `centered` the covariances are about the means, as they are where a bias absorbs those."""
+        if self._shifts is None:
+            raise ValueError("no sample was added")
         x, y, xx, yx = (part / self._count for part in self._sums)
-        if centered:
-            xx = xx - x[:, :, None] * x[:, None]
-            yx = yx - y[:, :, None] * x[:, None]
+        xx = xx - x[:, :, None] * x[:, None]
+        yx = yx - y[:, :, None] * x[:, None]
+        # Rounding may leave a constant column a variance below zero.
+        xx.diagonal(dim1=1, dim2=2).clamp_(min=0)
+        x, y = (mean + shift.double() for mean, shift in zip((x, y), self._shifts, strict=True))
+        if not centered:
+            xx = xx + x[:, :, None] * x[:, None]
+            yx = yx + y[:, :, None] * x[:, None]
         return Moments(x, y, xx, yx)
 
 

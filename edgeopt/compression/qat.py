@@ -8,9 +8,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from edgeopt.compression.base import Needs, PassInputs
+import numpy as np
+
+from edgeopt.compression.base import Needs, PassInputs, state_digest
+from edgeopt.compression.layers import arguments_of
 from edgeopt.errors import ConversionError
-from edgeopt.types import Format, Model, Sample, Scheme, StepRecord
+from edgeopt.types import Format, Model, Scheme, StepRecord
 
 if TYPE_CHECKING:
     import torch
@@ -87,11 +90,11 @@ class QuantizationAwareTraining:
 
         if model.module is None or inputs.samples is None:
             raise ValueError("run_pass checks for a module and samples")
-        loss = load_loss(self.loss, self.training.is_labelled, self.alpha, self.temperature)
+        loss = load_loss(self.loss, self.training.is_labelled, self.alpha, self.temperature, len(model.labels) or None)
         is_static = not any(spec.is_dynamic for spec in model.inputs)
         quantized = QuantizedModule(
             _trainable(model.module),
-            _example(model),
+            arguments_of(model.inputs, model.example_inputs),
             self.format,
             inputs.scheme,
             inputs.rules,
@@ -105,18 +108,20 @@ class QuantizationAwareTraining:
             module=quantized.trained(model.module),
             native=None,
             history=(*model.history, step),
-            input_ranges={**model.input_ranges, **quantized.learned_ranges()},
+            # Ranges of an earlier training belong to the weights that it left.
+            input_ranges=quantized.learned_ranges(),
         )
 
     def _trainer(self, quantized: QuantizedModule, model: Model, inputs: PassInputs, loss: Loss) -> Trainer:
         from edgeopt.training.checkpoint import Checkpoints
-        from edgeopt.training.loop import Trainer, TrainingData, frozen_copy
+        from edgeopt.training.data import TrainingData
+        from edgeopt.training.loop import Trainer, frozen_copy
 
         assert model.module is not None
 
-        def calibration() -> Iterator[Sample]:
+        def calibration() -> Iterator[tuple[torch.Tensor, ...]]:
             assert inputs.samples is not None
-            return inputs.samples()
+            return (arguments_of(model.inputs, sample.inputs) for sample in inputs.samples())
 
         checkpoints = None
         if self.checkpoint_dir is not None:
@@ -132,13 +137,13 @@ class QuantizationAwareTraining:
             inputs.seed,
             inputs.progress,
             checkpoints,
-            self._fingerprint(model, inputs) if checkpoints is not None else "",
+            self._fingerprint(model, inputs, loss) if checkpoints is not None else "",
         )
 
     def _record(self, inputs: PassInputs, result: TrainingResult) -> dict[str, str | int | float | bool | None]:
         return {
             **asdict(self.config),
-            "loss": self.loss,
+            "loss": None if self.loss is None else Path(self.loss).name,
             "alpha": self.alpha,
             "temperature": self.temperature,
             "learned_ranges": self.learned,
@@ -149,18 +154,20 @@ class QuantizationAwareTraining:
             "best_epoch": result.best_epoch,
         }
 
-    def _fingerprint(self, model: Model, inputs: PassInputs) -> str:
+    def _fingerprint(self, model: Model, inputs: PassInputs, loss: Loss) -> str:
         """Of everything that decides the result."""
+        assert model.module is not None
+        assert inputs.samples is not None
         validation = None if self.validation is None else self.validation.fingerprint()
         settings = (
-            self.format, self.config, self.loss, self.alpha, self.temperature, self.learned, inputs.scheme,
-            inputs.rules, inputs.seed, inputs.count, inputs.estimator, self.training.fingerprint(), validation,
+            self.format, self.config, self.loss, loss.source, loss.class_count, self.alpha, self.temperature,
+            self.learned, inputs.scheme, inputs.rules, inputs.seed, inputs.count, inputs.estimator,
+            self.training.fingerprint(), validation, state_digest(model.module),
         )  # fmt: skip
         digest = hashlib.sha256(repr(settings).encode())
-        assert model.module is not None
-        for name, tensor in model.module.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        for sample in inputs.progress.track(inputs.samples(), "Identifying the data", inputs.count):
+            for spec in model.inputs:
+                digest.update(np.ascontiguousarray(sample.inputs[spec.name]).tobytes())
         return digest.hexdigest()
 
 
@@ -181,12 +188,3 @@ def _trainable(module: torch.nn.Module) -> torch.nn.Module:
     for parameter in thawed.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return thawed
-
-
-def _example(model: Model) -> list[torch.Tensor]:
-    import numpy as np
-    import torch
-
-    return [
-        torch.tensor(np.ascontiguousarray(model.example_inputs[spec.name], dtype=spec.dtype)) for spec in model.inputs
-    ]

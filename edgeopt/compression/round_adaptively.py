@@ -140,7 +140,12 @@ class RoundAdaptively:
         for x, y in zip(received, wanted, strict=True):
             sums.add(x, y - fixed)
         moments = sums.moments(centered=layer.bias is not None)
-        weight = self._rounded(layer, call.weight, moments, scheme)
+        try:
+            weight = self._rounded(layer, call.weight, moments, scheme)
+        except ArithmeticError as error:
+            raise _unsolvable(layer, "reads samples whose covariance has no inverse") from error
+        if not weight.isfinite().all():
+            raise _unsolvable(layer, "reads or puts out values that are not finite")
         if bias is None or layer.bias is None:
             return weight, bias
         rows = weight.double().reshape(layer.groups, -1, columns)
@@ -158,6 +163,10 @@ class RoundAdaptively:
             values = descend(rows, grid, moments, values)
         # In float32, as exporters multiply: the weight must be what they decode.
         return ((values - grid.zero_point).float() * grid.scale.float()).reshape(weight.shape)
+
+
+def _unsolvable(layer: Layer, problem: str) -> ConversionError:
+    return ConversionError(problem, where=f"layer {layer.path!r}", fix=f"keep it in float (--keep-float {layer.path})")
 
 
 def _best_method(scheme: Scheme) -> Literal["gptq", "adaround"]:

@@ -22,6 +22,8 @@ _RIDGE = 2.0
 _BLOCK = 128
 #: Sweeps over all columns of the descent; it settles before.
 _SWEEPS = 8
+#: How often a damping that doesn't make the covariance positive definite is raised tenfold.
+_MORE_DAMPING = 8
 
 
 class Grid:
@@ -87,7 +89,7 @@ def aim(weight: torch.Tensor, grid: Grid, moments: Moments) -> torch.Tensor:
     ridge = _RIDGE * variance.mean(1, keepdim=True) + torch.finfo(torch.float32).tiny
     held = covariance + torch.diag_embed(ridge.expand_as(variance))
     wanted = moments.output_covariance + ridge[:, :, None] * weight
-    solved = torch.linalg.solve(held, wanted.mT).mT
+    solved = torch.linalg.solve_ex(held, wanted.mT).result.mT
     ends = (grid.real(torch.full_like(weight, end)) for end in (grid.lowest, grid.highest))
     return torch.minimum(torch.maximum(solved, next(ends)), next(ends))
 
@@ -103,18 +105,16 @@ def compensate(weight: torch.Tensor, grid: Grid, moments: Moments) -> torch.Tens
 
     Returns:
         The values on the grid, float64.
+
+    Raises:
+        ArithmeticError: no damping makes the covariance positive definite.
     """
     import torch
 
-    covariance = moments.input_covariance
-    variance = covariance.diagonal(dim1=1, dim2=2)
+    variance = moments.input_covariance.diagonal(dim1=1, dim2=2)
     # One order for all groups: it is that of columns in memory, so a column's grid is read as one slice.
     order = variance.mean(0).argsort(descending=True)
-    damping = _DAMPING * variance.mean(1, keepdim=True) + torch.finfo(torch.float32).tiny
-    damped = covariance + torch.diag_embed(damping.expand_as(variance))
-    damped = damped[:, order][:, :, order]
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    upper = torch.linalg.cholesky(inverse, upper=True)
+    upper = _inverse_factor(moments.input_covariance[:, order][:, :, order])
     rest = weight[:, :, order].clone()
     values = torch.empty_like(weight)
     columns = order.tolist()
@@ -130,6 +130,24 @@ def compensate(weight: torch.Tensor, grid: Grid, moments: Moments) -> torch.Tens
             errors[:, :, i - first] = error
         rest[:, :, last:] -= errors @ upper[:, first:last, last:]
     return values
+
+
+def _inverse_factor(covariance: torch.Tensor) -> torch.Tensor:
+    """The upper Cholesky factor of the damped covariance's inverse."""
+    import torch
+
+    variance = covariance.diagonal(dim1=1, dim2=2)
+    damping = _DAMPING * variance.mean(1, keepdim=True) + torch.finfo(torch.float32).tiny
+    for attempt in range(_MORE_DAMPING + 1):
+        damped = covariance + torch.diag_embed((damping * 10**attempt).expand_as(variance))
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if failed.any():
+            continue
+        upper: torch.Tensor
+        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        if not failed.any():
+            return upper
+    raise ArithmeticError("no damping makes the covariance positive definite")
 
 
 def descend(weight: torch.Tensor, grid: Grid, moments: Moments, start: torch.Tensor) -> torch.Tensor:

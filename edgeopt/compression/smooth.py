@@ -10,8 +10,9 @@ import numpy as np
 
 from edgeopt.calibration.weights import quantize_weight
 from edgeopt.compression.base import Needs, PassInputs
-from edgeopt.compression.dataflow import Dataflow, Family, Surgery, follow
+from edgeopt.compression.dataflow import Dataflow, Family, follow, ranges_without
 from edgeopt.compression.observe import observe
+from edgeopt.compression.surgery import Surgery
 from edgeopt.errors import ConversionError
 from edgeopt.layer_names import layer_is_exempt
 from edgeopt.types import Array, LayerRules, Model, Scheme, StepRecord
@@ -73,7 +74,8 @@ class Smooth:
             smoothed += bool((chosen != 1).any())
         flow.rescale(surgery, factors)
         record = StepRecord(self.name, {"alpha": self.alpha, "activations": smoothed})
-        return replace(model, module=surgery.module, native=None, history=(*model.history, record))
+        ranges = ranges_without(model.input_ranges, flow.rescaled_inputs(factors))
+        return replace(model, module=surgery.module, native=None, history=(*model.history, record), input_ranges=ranges)
 
     def _choose(
         self, flow: Dataflow, family: Family, seen: Mapping[str, _Seen], surgery: Surgery, scheme: Scheme

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,12 +16,33 @@ from edgeopt.errors import DataError
 from edgeopt.types import Array, Sample, TensorSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from edgeopt.datasets.base import Dataset
 
 
 #: One tensor (batch, ...) per input of the model, in its order, and the labels last where every sample has one.
 #: Accelerate moves and counts tuples of tensors, nothing else.
 Batch = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """What is trained on.
+
+    Attributes:
+        training: shuffled anew in every epoch.
+        validation: judges the epochs; None keeps the last one.
+        calibration: at each call a fresh stream of the network's arguments for one sample, for activation ranges.
+        count: how many of these samples there are.
+        inputs: the model's.
+    """
+
+    training: Dataset
+    validation: Dataset | None
+    calibration: Callable[[], Iterator[tuple[Tensor, ...]]]
+    count: int
+    inputs: tuple[TensorSpec, ...]
 
 
 def parts(batch: Batch, inputs: tuple[TensorSpec, ...]) -> tuple[tuple[Tensor, ...], Tensor | None]:
@@ -79,11 +101,6 @@ def training_batches(
 def validation_batches(data: Dataset, inputs: tuple[TensorSpec, ...], batch_size: int) -> DataLoader[Batch]:
     """Every sample once, in order."""
     return DataLoader(_Samples(data), batch_size=batch_size, shuffle=False, collate_fn=_Stack(inputs))
-
-
-def arguments_of(sample: Sample, inputs: tuple[TensorSpec, ...], device: torch.device) -> tuple[Tensor, ...]:
-    """The model's arguments for one sample."""
-    return tuple(tensor.to(device) for tensor in parts(_Stack(inputs)([sample]), inputs)[0])
 
 
 class _Stack:

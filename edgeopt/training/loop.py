@@ -8,51 +8,32 @@ from __future__ import annotations
 
 import copy
 import math
-import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from edgeopt.errors import ConversionError, DataError, UsageError
+from edgeopt.errors import ConversionError, UsageError
 from edgeopt.progress import Silent
+from edgeopt.training.average import MovingAverage
+from edgeopt.training.calls import explained, outputs_of
 from edgeopt.training.checkpoint import Checkpoints, LoopState
 from edgeopt.training.config import TrainingConfig, TrainingResult
-from edgeopt.training.data import EpochOrder, arguments_of, parts, training_batches, validation_batches
-from edgeopt.training.losses import Loss, class_scores
+from edgeopt.training.data import Batch, EpochOrder, TrainingData, parts, training_batches
+from edgeopt.training.judge import Judge
+from edgeopt.training.losses import Loss
+from edgeopt.training.optimization import Schedule, optimizer_of
+from edgeopt.training.process import accelerator_for, reproducible, seed_everything
 from edgeopt.training.quantized_module import QuantizedModule
+from edgeopt.training.rehearsal import rehearse, takes_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from accelerate import Accelerator
 
-    from edgeopt.datasets.base import Dataset
     from edgeopt.progress import Progress
-    from edgeopt.types import EstimatorSpec, Sample, TensorSpec
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingData:
-    """What is trained on.
-
-    Attributes:
-        training: shuffled anew in every epoch.
-        validation: judges the epochs; None keeps the last one.
-        calibration: a fresh stream of samples for activation ranges at each call; count: how many.
-        inputs: the model's.
-    """
-
-    training: Dataset
-    validation: Dataset | None
-    calibration: Callable[[], Iterator[Sample]]
-    count: int
-    inputs: tuple[TensorSpec, ...]
+    from edgeopt.types import EstimatorSpec
 
 
 class Trainer:
@@ -91,7 +72,7 @@ class Trainer:
         self._progress = progress
         self._checkpoints = checkpoints
         self._fingerprint = fingerprint
-        self._average: dict[str, Tensor] = {}
+        self._average = MovingAverage(module, config.ema)
         self._best: dict[str, Tensor] = {}
 
     def run(self) -> TrainingResult:
@@ -101,9 +82,9 @@ class Trainer:
         Raises:
             DataError: samples that don't fit the model or one another.
             UsageError: a loss or a setting that doesn't fit; a checkpoint of another run.
-            ConversionError: the loss becomes NaN or Inf.
+            ConversionError: the network can't run in training, or the loss becomes NaN or Inf.
         """
-        with _reproducible(), _accelerator(self._config) as accelerator:
+        with reproducible(), accelerator_for(self._config) as accelerator:
             result = self._run(accelerator)
         self._module.to("cpu").eval()
         return result
@@ -118,23 +99,25 @@ class Trainer:
         module.to(accelerator.device)
         if config.gradient_checkpointing:
             _checkpoint_gradients(module)
-        wrapped, optimizer, loader = accelerator.prepare(module, _optimizer(module, config), loader)
+        optimizer = optimizer_of(module, config)
+        self._rehearse(accelerator, next(iter(loader)))
+        wrapped, optimizer, loader = accelerator.prepare(module, optimizer, loader)
         restored = self._checkpoints.restore(accelerator, self._fingerprint) if self._checkpoints is not None else None
         if restored is None:
             self._calibrate(accelerator, keep_learned=False)
-            self._start_average()
+            self._average.start()
             score = self._score(accelerator)
             state = LoopState(0, 0, None if score is None else 0, score, self._fingerprint)
             self._best = self._snapshot() if score is not None else {}
         else:
             state, tensors = restored
-            self._average = _below("average", tensors, accelerator.device)
+            self._average.start(_below("average", tensors, accelerator.device))
             self._best = _below("best", tensors, torch.device("cpu"))
         steps_per_epoch = math.ceil(len(loader) / config.gradient_accumulation)
-        schedule = _Schedule(config, steps_per_epoch * config.epochs)
+        schedule = Schedule(config, steps_per_epoch * config.epochs)
         while state.epoch < config.epochs and not self._is_stuck(state):
             # Every epoch starts from its own seed, so that a resumed run has the very same random numbers.
-            _seed_everything(self._seed, state.epoch + 1, accelerator.process_index)
+            seed_everything(self._seed, state.epoch + 1, accelerator.process_index)
             order.epoch = state.epoch
             self._calibrate(accelerator)
             step = self._epoch(accelerator, wrapped, optimizer, loader, schedule, state)
@@ -143,13 +126,13 @@ class Trainer:
                 state.epoch + 1, step, state.best_epoch, state.best_score, self._fingerprint
             ))  # fmt: skip
             if self._checkpoints is not None:
-                tensors = {f"average/{k}": v for k, v in self._average.items()}
+                tensors = {f"average/{k}": v for k, v in self._average.tensors.items()}
                 tensors |= {f"best/{k}": v for k, v in self._best.items()}
                 self._checkpoints.save(accelerator, state, tensors)
         if self._best:
             module.load_state_dict(self._best)
-        elif self._average:
-            module.load_state_dict(self._average)
+        elif self._average.tensors:
+            module.load_state_dict(self._average.tensors)
         self._calibrate(accelerator)
         return TrainingResult(state.epoch, state.best_epoch, state.best_score)
 
@@ -158,8 +141,8 @@ class Trainer:
         accelerator: Accelerator,
         wrapped: nn.Module,
         optimizer: torch.optim.Optimizer,
-        loader: Sequence[tuple[Tensor, ...]],
-        schedule: _Schedule,
+        loader: Sequence[Batch],
+        schedule: Schedule,
         state: LoopState,
     ) -> int:
         step, config = state.step, self._config
@@ -171,8 +154,8 @@ class Trainer:
             with accelerator.accumulate(wrapped):
                 for group in optimizer.param_groups:
                     group["lr"] = schedule.rate(step)
-                with accelerator.autocast():
-                    outputs = _outputs(wrapped, arguments)
+                with accelerator.autocast(), _can_train():
+                    outputs = outputs_of(wrapped, arguments)
                     loss = self._loss(outputs, labels, self._taught(arguments))
                 if not bool(torch.isfinite(loss)):
                     raise ConversionError(
@@ -180,14 +163,15 @@ class Trainer:
                         where="training",
                         fix="take a smaller --lr, or --mixed-precision no",
                     )
-                accelerator.backward(loss)
+                with _can_train():
+                    accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(wrapped.parameters(), config.max_gradient_norm)
                 optimizer.step()
                 optimizer.zero_grad()
             if accelerator.sync_gradients:
                 step += 1
-                self._update_average(step)
+                self._average.update(step)
         return step
 
     def _share_statistics(self, accelerator: Accelerator) -> None:
@@ -202,18 +186,29 @@ class Trainer:
         for name, buffer in self._module.named_buffers():
             if buffer.is_floating_point():
                 buffer.copy_(broadcast(buffer))
-                if name in self._average:
-                    self._average[name].copy_(broadcast(self._average[name]))
+                if name in self._average.tensors:
+                    self._average.tensors[name].copy_(broadcast(self._average.tensors[name]))
+
+    def _rehearse(self, accelerator: Accelerator, batch: Batch) -> None:
+        """Try the first batch, and find out whether samples must be run one by one."""
+        module = self._module
+        module.frozen_statistics = self._config.freeze_batch_norm_after <= 0
+        arguments, labels = parts(tuple(tensor.to(accelerator.device) for tensor in batch), self._data.inputs)
+        if not takes_batches(self._teacher, arguments, module.sample_rows):
+            module.rows = module.sample_rows
+            self._progress.step("Running the samples of a batch one by one: the network has a fixed batch size")
+        with accelerator.autocast():
+            rehearse(module, self._teacher, self._loss, arguments, labels)
 
     def _taught(self, arguments: tuple[Tensor, ...]) -> list[Tensor]:
         if not self._loss.needs_teacher:
             return []
         with torch.no_grad():
-            return _outputs(self._teacher, arguments)
+            return outputs_of(self._teacher, arguments, self._module.rows)
 
     def _judge(self, accelerator: Accelerator, state: LoopState) -> LoopState:
         """The state with the new epoch's score, if it is the best."""
-        with self._averaged():
+        with self._average.in_place():
             score = self._score(accelerator)
             if score is None or (state.best_score is not None and score <= state.best_score):
                 return state
@@ -226,110 +221,30 @@ class Trainer:
 
     def _score(self, accelerator: Accelerator) -> float | None:
         """Of the module as it is now, its ranges found anew; None without validation data."""
-        data = self._data.validation
-        if data is None:
+        data = self._data
+        if data.validation is None:
             return None
         self._calibrate(accelerator)
-        batches = validation_batches(data, self._data.inputs, self._config.batch_size)
-        good = torch.zeros((), dtype=torch.float64)
-        total = torch.zeros((), dtype=torch.float64)
-        with torch.no_grad():
-            for index, batch in enumerate(self._progress.track(batches, "Validating", len(batches))):
-                if index % accelerator.num_processes != accelerator.process_index:
-                    continue
-                arguments, labels = parts(tuple(tensor.to(accelerator.device) for tensor in batch), self._data.inputs)
-                value, weight = self._batch_score(_outputs(self._module, arguments), labels, arguments)
-                good, total = good + value, total + weight
-        sums = accelerator.reduce(torch.stack([good, total]).float().to(accelerator.device), "sum")
-        if not float(sums[1]):
-            raise DataError("has no sample with a label that counts", where="validation data")
-        return float(sums[0] / sums[1])
-
-    def _batch_score(
-        self, outputs: list[Tensor], labels: Tensor | None, arguments: tuple[Tensor, ...]
-    ) -> tuple[float, float]:
-        scores = class_scores(outputs)
-        classes = labels is not None and not labels.is_floating_point()
-        if classes and labels is not None and scores is not None and labels.shape == scores.shape[:-1]:
-            counted = labels >= 0
-            return float(((scores.argmax(-1) == labels) & counted).sum()), float(counted.sum())
-        count = len(outputs[0])
-        return -float(self._loss(outputs, labels, self._taught(arguments))) * count, count
+        judge = Judge(
+            self._module, self._teacher, data.validation, data.inputs, self._loss, self._config.batch_size,
+            self._progress,
+        )  # fmt: skip
+        return judge.score(accelerator)
 
     def _calibrate(self, accelerator: Accelerator, *, keep_learned: bool = True) -> None:
         data = self._data
 
         def batches() -> Iterator[tuple[Tensor, ...]]:
-            return (arguments_of(sample, data.inputs, accelerator.device) for sample in data.calibration())
+            return (tuple(t.to(accelerator.device) for t in arguments) for arguments in data.calibration())
 
         self._module.calibrate(batches, data.count, self._estimator, keep_learned=keep_learned)
 
     def _snapshot(self) -> dict[str, Tensor]:
         return {name: tensor.detach().cpu().clone() for name, tensor in self._module.state_dict().items()}
 
-    def _start_average(self) -> None:
-        if self._config.ema is not None:
-            self._average = {name: tensor.detach().clone() for name, tensor in self._module.state_dict().items()}
 
-    def _update_average(self, step: int) -> None:
-        if self._config.ema is None:
-            return
-        # Early steps forget faster, so that the average does not stay at the start.
-        decay = min(self._config.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for name, tensor in self._module.state_dict().items():
-                if tensor.is_floating_point():
-                    self._average[name].lerp_(tensor, 1 - decay)
-                else:
-                    self._average[name].copy_(tensor)
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """The averaged weights in the module, inside the block."""
-        if not self._average:
-            yield
-            return
-        own = {name: tensor.detach().clone() for name, tensor in self._module.state_dict().items()}
-        self._module.load_state_dict(self._average)
-        try:
-            yield
-        finally:
-            self._module.load_state_dict(own)
-
-
-class _Schedule:
-    """Learning rate by step: a linear warm-up, then half a cosine to zero (Loshchilov and Hutter 2017)."""
-
-    def __init__(self, config: TrainingConfig, steps: int) -> None:
-        self._peak = config.learning_rate
-        self._steps = max(steps, 1)
-        self._warmup = round(config.warmup * steps)
-        self.freeze_at = math.inf if config.freeze_batch_norm_after >= 1 else config.freeze_batch_norm_after * steps
-
-    def rate(self, step: int) -> float:
-        if step < self._warmup:
-            return self._peak * (step + 1) / self._warmup
-        share = (step - self._warmup) / max(self._steps - self._warmup, 1)
-        return self._peak * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
-
-
-def _optimizer(module: QuantizedModule, config: TrainingConfig) -> torch.optim.Optimizer:
-    scales = {id(parameter) for parameter in module.quantization_parameters()}
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    # Only matrices and kernels are drawn to zero.
-    decayed = [p for p in trained if p.dim() > 1 and id(p) not in scales]
-    rest = [p for p in trained if p.dim() <= 1 or id(p) in scales]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
-    if not groups:
-        raise UsageError("the model has no parameters that can be trained", where="training")
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9)
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
-
-
-def _outputs(module: nn.Module, arguments: tuple[Tensor, ...]) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(module(*arguments)) if isinstance(leaf, Tensor)]
+def _can_train() -> AbstractContextManager[None]:
+    return explained("the network can't be trained")
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -354,48 +269,6 @@ def _checkpoint_gradients(module: QuantizedModule) -> None:
         where="gradient-checkpointing",
         fix="leave it out, or use a smaller --batch-size with --gradient-accumulation",
     )
-
-
-def _seed_everything(seed: int, epoch: int, process: int) -> None:
-    value = int(np.random.SeedSequence((seed, epoch, process)).generate_state(1)[0])
-    torch.manual_seed(value)
-    np.random.seed(value)  # the user's own augmentation may draw from it
-    random.seed(value)
-
-
-@contextmanager
-def _reproducible() -> Iterator[None]:
-    """Leave every random state as it was found."""
-    python, arrays = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(arrays)
-
-
-@contextmanager
-def _accelerator(config: TrainingConfig) -> Iterator[Accelerator]:
-    """One Accelerator; its process-wide settings end with it, so that the next run may have others."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-    from accelerate.utils import DistributedDataParallelKwargs
-
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation,
-        kwargs_handlers=[unused],
-    )
-    try:
-        yield accelerator
-    finally:
-        accelerator.free_memory()
-        if accelerator.num_processes > 1:
-            PartialState().destroy_process_group()
-        AcceleratorState._reset_state()
-        GradientState._reset_state()
 
 
 def frozen_copy(module: nn.Module) -> nn.Module:

@@ -6,9 +6,10 @@ Distillation follows Hinton et al., "Distilling the Knowledge in a Neural Networ
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -30,15 +31,22 @@ class Loss:
         task: None for distillation alone.
         alpha: weight of the task loss.
         temperature: of the softmax whose shares are compared; they are scaled by its square, as the paper has it.
+        class_count: classes that the model is known to tell apart; None where it declares none.
     """
 
     task: TaskLoss | None
     alpha: float
     temperature: float
+    class_count: int | None = None
 
     @property
     def needs_teacher(self) -> bool:
         return self.task is None or self.alpha < 1
+
+    @property
+    def source(self) -> bytes:
+        """Text of the file with the user's own loss; empty for one of ours."""
+        return self.task.source() if isinstance(self.task, _UserLoss) else b""
 
     def __call__(self, outputs: Sequence[Tensor], labels: Tensor | None, teacher: Sequence[Tensor]) -> Tensor:
         """The loss of one batch, a scalar. Raises DataError when a task loss meets a batch without labels."""
@@ -49,23 +57,38 @@ class Loss:
             total = total + self.alpha * self.task(outputs, labels)
         if self.needs_teacher:
             weight = 1.0 if self.task is None else 1 - self.alpha
-            total = total + weight * distillation(outputs, teacher, self.temperature)
+            classes = self._class_outputs(outputs, labels)
+            total = total + weight * distillation(outputs, teacher, self.temperature, classes)
         return total
 
+    def _class_outputs(self, outputs: Sequence[Tensor], labels: Tensor | None) -> frozenset[int]:
+        """Places of the outputs that are known to be class scores: class indices go with them, or there is one for
+        each class of the model. An embedding has the same shape, and would drift where only a softmax is compared."""
+        found = {
+            i
+            for i, output in enumerate(outputs)
+            if output.is_floating_point() and output.dim() == 2 and output.shape[1] == self.class_count
+        }
+        labelled = None if labels is None else labelled_scores(outputs, labels)
+        return frozenset(found if labelled is None else found | {labelled})
 
-def load_loss(spec: str | None, is_labelled: bool, alpha: float, temperature: float) -> Loss:
+
+def load_loss(
+    spec: str | None, is_labelled: bool, alpha: float, temperature: float, class_count: int | None = None
+) -> Loss:
     """The loss of that name, or `file.py:function`, called with the outputs (a tensor, or a tuple of several) and the
     labels, and returning a scalar tensor.
 
     Args:
         spec: None takes cross-entropy for labelled data, distillation for others.
         is_labelled: whether the training data have labels.
+        class_count: see `Loss`.
 
     Raises UsageError for an unknown name, and for a task loss without labels.
     """
     name = spec or ("cross-entropy" if is_labelled else "distillation")
     if name == "distillation":
-        return Loss(None, 0.0, temperature)
+        return Loss(None, 0.0, temperature, class_count)
     if not is_labelled:
         raise UsageError(
             f"the loss {name!r} needs labels, and the training data have none",
@@ -73,23 +96,24 @@ def load_loss(spec: str | None, is_labelled: bool, alpha: float, temperature: fl
         )
     standard = {"cross-entropy": cross_entropy, "mse": mean_squared_error}.get(name)
     if standard is not None:
-        return Loss(standard, alpha, temperature)
+        return Loss(standard, alpha, temperature, class_count)
     if not re.search(r":[\w.]+$", name):
         near = get_close_matches(name, LOSSES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"give one of {', '.join(LOSSES)}, or file.py:function"
         raise UsageError("unknown loss", where=name, fix=hint)
-    return Loss(_UserLoss(load_user_object(name, "loss")), alpha, temperature)
+    return Loss(_UserLoss(load_user_object(name, "loss")), alpha, temperature, class_count)
 
 
 def cross_entropy(outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
     """Of the first output with a class axis, which is the last; negative labels are skipped."""
-    scores = class_scores(outputs)
-    if scores is None or labels.is_floating_point() or labels.shape != scores.shape[:-1]:
+    index = labelled_scores(outputs, labels, "training data")
+    if index is None:
         raise UsageError(
             f"cross-entropy needs class indices and class scores; labels have shape {tuple(labels.shape)}, outputs "
             f"{', '.join(str(tuple(o.shape)) for o in outputs)}",
             fix="take --loss mse, distillation, or your own file.py:function",
         )
+    scores = outputs[index]
     flat = _log_shares(scores, 1.0, _are_shares(scores)).reshape(-1, scores.shape[-1])
     targets = labels.reshape(-1)
     return functional.nll_loss(flat, torch.where(targets < 0, -100, targets))
@@ -105,29 +129,56 @@ def mean_squared_error(outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
     return functional.mse_loss(outputs[0].float(), labels.reshape(outputs[0].shape).float())
 
 
-def distillation(outputs: Sequence[Tensor], teacher: Sequence[Tensor], temperature: float) -> Tensor:
-    """Distance to the float model's outputs: T^2 KL(teacher || student) of class scores, else the mean squared error
-    in units of the teacher's variance. Mean over the outputs."""
+def distillation(
+    outputs: Sequence[Tensor], teacher: Sequence[Tensor], temperature: float, classes: Container[int]
+) -> Tensor:
+    """Distance to the float model's outputs, mean over the outputs.
+
+    T^2 KL(teacher || student) of class scores; elsewhere the mean squared error, in units of the teacher's variance
+    over the batch (of its mean square, where all its values are the same).
+
+    Args:
+        classes: places of the outputs that are class scores, with the classes along the last axis.
+    """
     losses = []
-    for mine, wanted in zip(outputs, teacher, strict=True):
+    for index, (mine, wanted) in enumerate(zip(outputs, teacher, strict=True)):
         if not mine.is_floating_point():
             continue
-        if mine.dim() == 2 and mine.shape[1] > 1:
+        if index in classes:
             shares = _are_shares(wanted)
-            log_mine, log_wanted = (_log_shares(scores, temperature, shares) for scores in (mine, wanted))
+            log_mine, log_wanted = (
+                _log_shares(scores, temperature, shares).flatten(0, -2) for scores in (mine, wanted)
+            )
             divergence = functional.kl_div(log_mine, log_wanted, reduction="batchmean", log_target=True)
             losses.append(divergence * temperature**2)
         else:
-            error = functional.mse_loss(mine.float(), wanted.float())
-            losses.append(error / wanted.float().var(correction=0).clamp(min=1e-12))
+            goal = wanted.float()
+            spread, size = goal.var(correction=0), goal.square().mean()
+            unit = torch.where(spread > 1e-6 * size, spread, size).clamp(min=1e-12)
+            losses.append(functional.mse_loss(mine.float(), goal) / unit)
     if not losses:
         raise UsageError("no output is real, so there is nothing to distill", fix="give --loss file.py:function")
     return torch.stack(losses).mean()
 
 
-def class_scores(outputs: Sequence[Tensor]) -> Tensor | None:
-    """The first real output with a batch and a class axis."""
-    return next((o for o in outputs if o.is_floating_point() and o.dim() >= 2 and o.shape[-1] > 1), None)
+def labelled_scores(outputs: Sequence[Tensor], labels: Tensor | None, checked: str | None = None) -> int | None:
+    """Place of the class scores that the labels are classes of: of the first real output with a batch and a class
+    axis, the last. None where the labels are no class indices, or there is no such output.
+
+    Args:
+        checked: name of the data for the DataError that a label beyond the last class raises; None lets it pass.
+    """
+    index = next((i for i, o in enumerate(outputs) if o.is_floating_point() and o.dim() >= 2 and o.shape[-1] > 1), None)
+    if labels is None or index is None or labels.is_floating_point() or labels.shape != outputs[index].shape[:-1]:
+        return None
+    count, highest = outputs[index].shape[-1], int(labels.max())
+    if checked is not None and highest >= count:
+        raise DataError(
+            f"has the label {highest}, and the model has {count} classes, 0 to {count - 1}",
+            where=checked,
+            fix="number the classes from 0; negative labels are skipped",
+        )
+    return index
 
 
 def _are_shares(scores: Tensor) -> bool:
@@ -149,6 +200,10 @@ class _UserLoss:
             raise UsageError("is not a function", where=function.where)
         self._function = function.value
         self._object = function
+
+    def source(self) -> bytes:
+        file = getattr(self._object.module, "__file__", None)
+        return Path(file).read_bytes() if file is not None else b""
 
     def __call__(self, outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
         with self._object.running("the loss failed"):

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from edgeopt.calibration.ranges import ActivationRanges, Range
 from edgeopt.errors import ConversionError
 from edgeopt.layer_names import strip_wrapper
+from edgeopt.training.calls import explained, outputs_of
 from edgeopt.training.fake_quant import ActivationQuantizer, Grid, WeightQuantizer, quantize_to_own_range
 from edgeopt.training.graph import record, tensors_of
 from edgeopt.training.plan import Plan, composites_of, plan
@@ -42,6 +43,10 @@ class QuantizedModule(nn.Module):
     Attributes:
         network: the copy.
         plan: what is rounded where.
+        frozen_statistics: in training mode, batch normalization stays with its running statistics.
+        sample_rows: entries of the first dimension that one sample has, per argument.
+        rows: the same once the network is to be run sample by sample, which freezes the statistics too; None hands
+            it whole batches.
 
     Raises:
         ConversionError: nothing in the network would be quantized.
@@ -89,9 +94,14 @@ class QuantizedModule(nn.Module):
         self._simulator = _Simulator(self, composites, scheme)
         self._entered = False
         self.frozen_statistics = False
+        self.sample_rows = tuple(len(tensor) if tensor.dim() else 1 for tensor in example)
+        self.rows: tuple[int, ...] | None = None
         self.train(False)
 
     def forward(self, *arguments: Tensor) -> object:
+        return self._run(*arguments) if self.rows is None else outputs_of(self._run, arguments, self.rows)
+
+    def _run(self, *arguments: Tensor) -> object:
         with self._simulating():
             self._scopes.restart()
             try:
@@ -100,9 +110,9 @@ class QuantizedModule(nn.Module):
                 self._scopes.restart()
 
     def train(self, mode: bool = True) -> QuantizedModule:
-        """Training mode; batch normalization stays with its running statistics once `frozen_statistics` is set."""
+        """Training mode, but for batch normalization whose statistics are frozen."""
         super().train(mode)
-        if self.frozen_statistics:
+        if self.frozen_statistics or self.rows is not None:
             for module in self.network.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
@@ -142,6 +152,7 @@ class QuantizedModule(nn.Module):
 
         Raises:
             DataError: an activation is NaN or Inf.
+            ConversionError: the network can't run a sample.
         """
         wanted = {
             key
@@ -155,7 +166,8 @@ class QuantizedModule(nn.Module):
         try:
             with torch.no_grad():
                 for arguments in batches():
-                    self(*arguments)
+                    with explained("the network can't run the calibration samples"):
+                        self(*arguments)
                     observer.next_sample()
         finally:
             self._simulator.observer = None
@@ -170,6 +182,9 @@ class QuantizedModule(nn.Module):
         """A copy of the original network with the trained parameters and buffers; learned weights lie on their grid."""
         result = copy.deepcopy(original)
         state = {name: tensor.detach().cpu() for name, tensor in self.network.state_dict().items()}
+        names: dict[int, list[str]] = {}
+        for name, parameter in self.network.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(name)
         for key, weight in self.plan.weights.items():
             quantizer = self.weights[key]
             assert isinstance(quantizer, WeightQuantizer)
@@ -177,7 +192,9 @@ class QuantizedModule(nn.Module):
                 continue
             parameter = self.network.get_parameter(weight.parameter)
             with torch.no_grad():
-                state[weight.parameter] = self._round_weight(key, parameter).cpu()
+                rounded = self._round_weight(key, parameter).cpu()
+            # A tied weight stands in the state under each of its names, and the last one would win.
+            state |= dict.fromkeys(names[id(parameter)], rounded)
         result.load_state_dict(state)
         return result.eval()
 

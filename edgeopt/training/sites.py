@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
 
 #: Spellings of one operator: the function's, the method's, Python's and (without underscores) their in-place forms.
 _ALIASES = {
@@ -86,11 +85,10 @@ class Scopes:
     def __init__(self, network: nn.Module) -> None:
         self._frames: list[_Frame] = []
         self._calls: Counter[str] = Counter()
-        self._handles: list[RemovableHandle] = []
         for path, module in network.named_modules():
-            self._handles.append(module.register_forward_pre_hook(self._entering(path)))
+            module.register_forward_pre_hook(self._entering(path))
             # Gradient checkpointing stops a second run with an exception, as soon as it has what it needs.
-            self._handles.append(module.register_forward_hook(self._left, always_call=True))
+            module.register_forward_hook(self._left, always_call=True)
 
     def restart(self) -> None:
         """The network begins anew, or has ended."""
@@ -121,10 +119,6 @@ class Scopes:
 
     def is_inside(self) -> bool:
         return bool(self._frames)
-
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
 
     def _entering(self, path: str) -> Callable[[nn.Module, tuple[object, ...]], None]:
         def enter(_: nn.Module, __: tuple[object, ...]) -> None:

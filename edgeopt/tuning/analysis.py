@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import TYPE_CHECKING
@@ -44,14 +47,14 @@ def sensitivity_of(config: RunConfig, state: Path | None, progress: Progress) ->
     progress.step("Loading the model")
     model = with_preprocessing(config, load(config))
     data = open_data(config, model, jobs)
-    samples = tuning_samples(config, model, data)
+    samples, _ = tuning_samples(config, model, data, progress)  # there is no verdict here that they could flatter
     metric = metric_of(config, model, samples) if samples.is_labelled else None
     with TemporaryDirectory(prefix="edgeopt-") as folder:
         bench = Path(folder) / "files"
         bench.mkdir()
         workbench = Workbench(model, data.calibration, LayerRules(config.keep_float), config.seed, bench, progress)
         terms = terms_of(job, workbench, samples, metric, config.threads, Path(folder), state, progress)
-        trials = Trials(workbench, job.estimator, terms)
+        trials = Trials(workbench, job.estimator, replace(terms, metric_source=metric_source(config.metric)))
         return analyse(trials, find_layers(workbench, trials.plain(), trials.rules), progress)
 
 
@@ -77,3 +80,11 @@ def terms_of(
         tracked = progress.track(samples, "Running the float file", len(samples))
         recorded = Recording(tracked, session, recording)
     return Terms(job.target.format, job.scheme, runtime, recorded, metric, threads, state)
+
+
+def metric_source(spec: str | None) -> str:
+    """SHA-256 of the file that a user's metric (`file.py:name`, `package.module:name`) is in, which must have been
+    loaded; "" for the built-in ones. Finished trials are of no use once it has changed."""
+    location, _, _ = (spec or "").rpartition(":")
+    file = location if location.endswith(".py") else getattr(sys.modules.get(location), "__file__", None)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""

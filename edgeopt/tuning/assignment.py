@@ -10,6 +10,7 @@ from edgeopt.exporter import load_exporter
 from edgeopt.progress import Progress
 from edgeopt.tuning.bench import FLOAT, INT16, OWN, Bench
 from edgeopt.tuning.budget import Budget
+from edgeopt.tuning.effort import effort_for
 from edgeopt.tuning.frontier import Frontier
 from edgeopt.tuning.layers import Layers
 from edgeopt.tuning.prediction import Assignment, Predictor
@@ -17,8 +18,6 @@ from edgeopt.tuning.sensitivity import LayerSensitivity, Sensitivity
 from edgeopt.tuning.trial import Trials
 from edgeopt.types import Array, Artifact, LayerRules
 
-#: The predicted frontier is searched this often, with corrected costs; then single layers are changed.
-SEARCHES, REFINEMENTS, MOVES = 2, 3, 3
 #: Cost of what can't be had.
 _NEVER = 1e6
 
@@ -29,22 +28,23 @@ def search(
     """Find the assignment that the budget wants, of the scheme's own precision, 16-bit activations and float.
 
     The naive choices (first, last, both, all layers in float) are measured too, so the result is never worse than
-    they are on the tuning samples.
+    they are on the tuning samples. Slow formats get fewer trials, see `Effort`.
 
     Args:
         baseline: the plain quantized file that latencies are held against.
     """
     progress.step("Preparing the search")
+    effort = effort_for(trials.terms.format)
     bench = Bench(trials, layers, _precisions(trials), baseline, progress)
     bench.measure(_naive(bench))
     predictor = _predictor(bench, sensitivity, budget)
-    for _ in range(SEARCHES):
+    for _ in range(effort.searches):
         predictor.fit(bench.extra_costs())
         _bisect(bench, predictor.frontier(), budget)
-    for _ in range(REFINEMENTS):
+    for _ in range(effort.refinements):
         predictor.fit(bench.extra_costs())
         before = bench.best(budget)
-        bench.measure(dict.fromkeys(_moves(bench, predictor, budget), "refined"))
+        bench.measure(dict.fromkeys(_moves(bench, predictor, budget)[: effort.moves], "refined"))
         if bench.best(budget) == before:
             break
     return bench.verdict(budget)
@@ -139,7 +139,7 @@ def _bisect(bench: Bench, frontier: Sequence[Assignment], budget: Budget) -> Non
 
 
 def _moves(bench: Bench, predictor: Predictor, budget: Budget) -> list[Assignment]:
-    """The most promising changes of one layer of the best assignment so far, by prediction."""
+    """Changes of one layer of the best assignment so far, the most promising first, by prediction."""
     current = bench.assignment_of(bench.best(budget))
     precisions = range(len(bench.precisions))
     changed = [
@@ -156,4 +156,4 @@ def _moves(bench: Bench, predictor: Predictor, budget: Budget) -> list[Assignmen
         useful = [
             move for move in fresh if predictor.noise(move) < predictor.noise(current) and predictor.cost(move) <= limit
         ]
-    return sorted(useful, key=predictor.noise)[:MOVES]
+    return sorted(useful, key=predictor.noise)

@@ -82,7 +82,10 @@ class Bench:
         )
 
     def measure(self, wanted: Mapping[Assignment, str]) -> None:
-        """Export, score and time what is not known yet; what can't be converted is left out."""
+        """Export, score and time what is not known yet; what can't be converted is left out.
+
+        Files that are timed together are there together, and gone once they are timed.
+        """
         new = [(assignment, origin) for assignment, origin in wanted.items() if assignment not in self._points]
         made: list[tuple[Assignment, Point, Artifact]] = []
         for assignment, origin in self._progress.track(new, "Measuring assignments", len(new)):
@@ -94,21 +97,36 @@ class Bench:
             cost = Cost(0.0, 1.0, artifact.size_bytes)
             chosen = (self._having(assignment, FLOAT), self._having(assignment, INT16))
             made.append((assignment, Point(origin, rules, *chosen, score, cost), artifact))
-        for start in range(0, len(made), TIMED_AT_ONCE - 1):
-            batch = made[start : start + TIMED_AT_ONCE - 1]
-            costs = self._time([artifact for _, _, artifact in batch], LOOK_S)
-            for (assignment, point, _), cost in zip(batch, costs, strict=True):
-                self._points[assignment] = replace(point, cost=cost)
+            if len(made) == TIMED_AT_ONCE - 1:
+                self._add_timed(made)
+                made = []
+        self._add_timed(made)
+
+    def _add_timed(self, made: Sequence[tuple[Assignment, Point, Artifact]]) -> None:
+        if not made:
+            return
+        costs = self._time([artifact for _, _, artifact in made], LOOK_S)
+        for (assignment, point, _), cost in zip(made, costs, strict=True):
+            self._points[assignment] = replace(point, cost=cost)
+            self.trials.discard(point.rules)
 
     def verdict(self, budget: Budget) -> Frontier:
-        """Time the pick again, longer, until it is still the pick: the luckiest first look must not win."""
+        """Time the pick again, longer, until it is still the pick: the luckiest first look must not win.
+
+        Only the file of the last pick stays.
+        """
+        confirmed: list[LayerRules] = []
         while True:
             chosen, met = pick(self.points, budget, self.float_ratio)
             if chosen.confirmed:
                 break
+            confirmed.append(chosen.rules)
             self._progress.step("Confirming the latency")
             cost = self._time([self.trials.artifact(chosen.rules)], CONFIRM_S)[0]
             self._points[self.assignment_of(chosen)] = replace(chosen, cost=cost, confirmed=True)
+        for rules in confirmed:
+            if rules != chosen.rules:
+                self.trials.discard(rules)
         ordered = sorted(self.points, key=lambda point: (point.cost.ratio, point.score.noise))
         return Frontier(tuple(ordered), chosen, met, self.float_ratio)
 

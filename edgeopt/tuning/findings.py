@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from edgeopt.tuning.effort import FULL, effort_for
 from edgeopt.tuning.frontier import Frontier, Point
 from edgeopt.tuning.recipe import Step, Tuned
 from edgeopt.tuning.trial import Score
 from edgeopt.types import Finding
 
 _NAMES = 4
+_SHORTENED = (
+    "a conversion to {} takes many seconds, so fewer assignments were tried than in other formats; keep-float with the "
+    "worst layers of `edgeopt sensitivity` may find a better one"
+)
 
 
 def findings(tuned: Tuned) -> tuple[Finding, ...]:
     """One finding "recipe-step" for each thing that was tried, one "mixed-precision" for each file that no other
-    beats in both latency and accuracy, and "budget-not-met" where nothing keeps the budget."""
+    beats in both latency and accuracy, "search-shortened" where the format is slow to convert to, and
+    "budget-not-met" where nothing keeps the budget."""
     return tuple(_findings(tuned))
 
 
@@ -25,6 +31,8 @@ def _findings(tuned: Tuned) -> Iterator[Finding]:
         for point in tuned.frontier.efficient:
             chosen = " (chosen)" if point == tuned.frontier.chosen else ""
             yield Finding("mixed-precision", f"{_layers(point)}{chosen}", figures(point))
+    if tuned.sensitivity is not None and effort_for(tuned.sensitivity.format) != FULL:
+        yield Finding("search-shortened", "mixed precision", _SHORTENED.format(tuned.sensitivity.format))
     if not tuned.met:
         yield Finding("budget-not-met", "recipe", _shortfall(tuned))
 

@@ -74,14 +74,20 @@ class Layers:
 def find_layers(workbench: Workbench, plain: Artifact, rules: LayerRules) -> Layers:
     """The layers that are quantized in `plain`, the file at the scheme with `rules`.
 
-    Raises ConversionError when there are none.
+    Raises ConversionError when there are none, or none that a pattern can name.
     """
     if plain.format == "executorch":
         found = _of_module(workbench)
     else:
         found = _of_file(workbench.float_artifact(plain.format), plain)
-    layers = (layer for layer in _addressable(found) if not layer_is_exempt(layer.path, rules.keep_float))
-    quantized = Layers(tuple(layers))
+    named = _addressable([layer for layer in found if layer.path])
+    quantized = Layers(tuple(layer for layer in named if not layer_is_exempt(layer.path, rules.keep_float)))
+    if found and not named:
+        raise ConversionError(
+            "its quantized layers have no names, so none can be spared alone (the model is a single layer, or a graph "
+            "without scopes)",
+            where=plain.path.name,
+        )
     if not quantized.layers:
         raise ConversionError("no layer with weights is quantized, so there is nothing to tune", where=plain.path.name)
     return quantized
@@ -104,7 +110,7 @@ def _of_file(float_file: Artifact, plain: Artifact) -> tuple[Layer, ...]:
     layers: dict[str, Layer] = {}
     for op in summarize(float_file.path).ops:
         path = path_of(format_, op.name)
-        if not path or path not in quantized or op.weight_bytes < _MIN_WEIGHT_BYTES:
+        if path not in quantized or op.weight_bytes < _MIN_WEIGHT_BYTES:
             continue
         known = layers.get(path)
         if known is None:
@@ -141,7 +147,7 @@ def _of_module(workbench: Workbench) -> tuple[Layer, ...]:
         hooks.append(module.register_forward_hook(ran))
 
     for name, part in model.module.named_modules():
-        if name and not any(True for _ in part.children()):
+        if not any(True for _ in part.children()):
             watch(strip_wrapper(name), part)
     try:
         forward(model, model.example_inputs)
@@ -168,7 +174,7 @@ def _of_graph(module: torch.nn.Module) -> Iterator[Layer]:
             ]
             stack = list((node.meta.get("nn_module_stack") or {}).values())
             path = strip_wrapper(str(stack[-1][0])) if stack else ""
-            if sizes and path:
+            if sizes:
                 found.setdefault(path, Layer(path, str(node.target), sum(sizes)))
     yield from found.values()
 

@@ -96,13 +96,21 @@ def train(
         num_calibration_samples: how many, in that case.
 
     Raises:
-        any error of `QuantizationAwareTraining`; UsageError where the target is not quantized.
+        any error of `QuantizationAwareTraining`; UsageError where the target is not quantized, or its recipe names
+        passes.
         SystemExit: in every process but the first of an `accelerate launch`: one is enough to export.
     """
     if not job.scheme.is_quantized:
         raise UsageError(
             f"target {job.target.name!r} is not quantized, so there is nothing to train for",
             fix="take an int8 target, such as android-int8",
+        )
+    if job.recipe not in ((), ("auto",)):
+        # They would run after training, and rescale or round anew the weights that it fitted to the file's grid.
+        raise UsageError(
+            f"the recipe's passes ({', '.join(job.recipe)}) would undo what training fits to the int8 grid",
+            where=f"target {job.target.name!r}",
+            fix='set recipe = "none", or "auto", which keeps a pass only where the file gets better',
         )
     training = _open(settings.train, model)
     validation = _open(settings.validation, model) if settings.validation is not None else None

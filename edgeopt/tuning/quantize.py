@@ -55,7 +55,7 @@ def _by_search(
     original: Workbench,
     progress: Progress,
 ) -> tuple[Artifact, tuple[Finding, ...]]:
-    samples = tuning_samples(config, model, data)
+    samples, remarks = tuning_samples(config, model, data, progress)
     with TemporaryDirectory(prefix="edgeopt-") as folder:
         metric = _metric(config, model, samples)
         terms = terms_of(job, original, samples, metric, config.threads, Path(folder), None, progress)
@@ -63,7 +63,7 @@ def _by_search(
         estimators = ESTIMATORS if config.estimator is None else ()
         tuned = tune(workbench, terms, job.estimator, budget, progress, estimators=estimators)
     best = tuned.workbench.quantized_artifact(job.target.format, job.scheme, tuned.estimator, tuned.rules)
-    return best[0], (*best[1], *findings(tuned))
+    return best[0], (*best[1], *remarks, *findings(tuned))
 
 
 def _metric(config: RunConfig, model: Model, samples: Dataset) -> Callable[[], Metric] | None:

@@ -12,6 +12,7 @@ from edgeopt.errors import ConversionError, MissingError
 from edgeopt.progress import Progress
 from edgeopt.tuning.assignment import search
 from edgeopt.tuning.budget import Budget
+from edgeopt.tuning.effort import effort_for
 from edgeopt.tuning.frontier import Frontier, Point
 from edgeopt.tuning.layers import find_layers
 from edgeopt.tuning.sensitivity import Sensitivity, analyse
@@ -115,8 +116,11 @@ def tune(
 
 @dataclass(frozen=True, slots=True)
 class _State:
+    """A model with an estimator, and the score of its file at `rules`."""
+
     trials: Trials
     score: Score
+    rules: LayerRules
 
     @property
     def model(self) -> Model:
@@ -128,12 +132,13 @@ class _Tuner:
 
     def __init__(self, trials: Trials, budget: Budget, progress: Progress) -> None:
         self._progress = progress
+        self._workbench = trials.workbench
         self._baseline = trials.plain()
         self._budget = budget.beside(self._baseline.size_bytes)
         self._steps: list[Step] = []
         #: Passes that led to the best model, each with the model that it was given.
         self._chain: tuple[tuple[Pass, Model], ...] = ()
-        self.best = _State(trials, trials.score(trials.rules))
+        self.best = _State(trials, trials.score(trials.rules), trials.rules)
 
     @property
     def _is_done(self) -> bool:
@@ -152,7 +157,8 @@ class _Tuner:
             kept = state.score.beats(self.best.score)
             self._note(f"{estimator.name} estimator", "kept" if kept else "not kept", state.score)
             if kept:
-                self.best = state
+                self.best, state = state, self.best
+            self._drop(state)
 
     def try_passes(self, names: Iterable[str]) -> bool:
         """Whether one was kept. A pass that does no harm is built upon, and kept if a later one needs it to help."""
@@ -182,16 +188,19 @@ class _Tuner:
             if state.score.beats(self.best.score):
                 if (reason := self._too_slow(state)) is not None:
                     self._note(name, "not kept", state.score, reason)
+                    self._drop(state)
                     continue
                 self._note(name, "kept", state.score)
                 self._chain = chain = (*chain, (pass_, latest))
-                self.best, latest, any_kept = state, changed, True
+                self.best, state = state, self.best
+                latest, any_kept = changed, True
             elif pass_.keeps_function and state.score.gain_db(self.best.score) > -MIN_GAIN_DB:
                 self._note(name, "groundwork", state.score)
                 chain = (*chain, (pass_, latest))
                 latest = changed
             else:
                 self._note(name, "not kept", state.score)
+            self._drop(state)
         return any_kept
 
     def finish(self, before: Score) -> Tuned:
@@ -210,28 +219,53 @@ class _Tuner:
         )
         if self._is_done:
             return tuned
+        ground = self._ground()
+        trials = ground.trials
         try:
             layers = find_layers(trials.workbench, trials.plain(), trials.rules)
         except ConversionError as error:
             return replace(tuned, steps=(*tuned.steps, Step("mixed precision", "not applicable", note=error.line())))
-        sensitivity = analyse(trials, layers, self._progress)
+        limit = effort_for(trials.terms.format).layer_trials
+        sensitivity = analyse(trials, layers, self._progress, limit)
         frontier = search(trials, layers, sensitivity, self._budget, self._baseline, self._progress)
         chosen = frontier.chosen
-        outcome: Outcome = "kept" if chosen.float_layers or chosen.int16_layers else "not kept"
-        self._note("mixed precision", outcome, chosen.score)
-        if outcome == "kept":
-            self.best = _State(trials, chosen.score)
+        is_mixed = bool(chosen.float_layers or chosen.int16_layers)
+        outcome: Outcome = "kept" if is_mixed else "not kept"
+        self._steps.append(Step("mixed precision", outcome, chosen.score.gain_db(ground.score), chosen.score))
+        if is_mixed:
+            if ground is self.best:
+                self.best = _State(trials, chosen.score, chosen.rules)
             self._refit(chosen.rules)
+        is_met = self._budget.is_accurate(self.best.score) and self._budget.fits(self.best.score.size_bytes)
+        if self.best.rules == chosen.rules:
+            is_met = frontier.met or self._meets(chosen, frontier.float_ratio)
         return replace(
             tuned,
             workbench=self.best.trials.workbench,
-            rules=chosen.rules,
+            rules=self.best.rules,
             after=self.best.score,
-            met=frontier.met or self._meets(chosen, frontier.float_ratio),
+            met=is_met,
             steps=tuple(self._steps),
             sensitivity=sensitivity,
             frontier=frontier,
         )
+
+    def _ground(self) -> _State:
+        """What mixed precision is searched on.
+
+        Where the most accurate file is wanted, the model before the passes that fit weights to their rounding: a float
+        layer among weights that make up for its rounding looks useless. They are fitted to the assignment afterwards.
+        Where the cheapest file is wanted that is accurate enough, the model as it is.
+        """
+        fitted = self._first_fitted
+        if fitted is None or self._budget.wants_cheapest:
+            return self.best
+        return self._state(self._workbench.variant(self._chain[fitted][1]), self.best.trials.estimator)
+
+    @property
+    def _first_fitted(self) -> int | None:
+        """Place in the chain of the first pass that depends on what is quantized."""
+        return next((index for index, (pass_, _) in enumerate(self._chain) if not pass_.keeps_function), None)
 
     def _meets(self, chosen: Point, float_ratio: float) -> bool:
         """Whether the last fit made a file accurate enough that was not."""
@@ -239,15 +273,15 @@ class _Tuner:
 
     def _refit(self, rules: LayerRules) -> None:
         """Run the passes that make up for quantization again, for the layers that are quantized in the end."""
-        fitted = [index for index, (pass_, _) in enumerate(self._chain) if not pass_.keeps_function]
-        if not fitted:
+        fitted = self._first_fitted
+        if fitted is None:
             return
         self._progress.step("Fitting the passes to the assignment")
         trials = self.best.trials
         inputs = replace(trials.workbench.pass_inputs(trials.terms.scheme, trials.estimator), rules=rules)
-        changed = self._chain[fitted[0]][1]
+        changed = self._chain[fitted][1]
         try:
-            for pass_, _ in self._chain[fitted[0] :]:
+            for pass_, _ in self._chain[fitted:]:
                 changed = run_pass(pass_, changed, inputs)
             again = Trials(trials.workbench.variant(changed), trials.estimator, trials.terms)
             score = again.score(rules)
@@ -257,12 +291,22 @@ class _Tuner:
         kept = score.beats(self.best.score)
         outcome: Outcome = "kept" if kept else "not kept"
         self._note("passes once more", outcome, score, "fitted to the layers that stay quantized")
+        state = _State(again, score, rules)
         if kept:
-            self.best = _State(again, score)
+            self.best, state = state, self.best
+        self._drop(state)
 
     def _state(self, workbench: Workbench, estimator: EstimatorSpec) -> _State:
         trials = Trials(workbench, estimator, self.best.trials.terms)
-        return _State(trials, trials.score(trials.rules))
+        return _State(trials, trials.score(trials.rules), trials.rules)
+
+    def _drop(self, state: _State) -> None:
+        """Delete the files of a state that is not the best; the plain file is needed for every timing."""
+        workbench, terms = state.trials.workbench, state.trials.terms
+        if workbench not in (self._workbench, self.best.trials.workbench):
+            workbench.clear()
+        elif state.trials.plain() != self._baseline:
+            workbench.discard(terms.format, terms.scheme, state.trials.estimator, state.trials.rules)
 
     def _note(self, name: str, outcome: Outcome, score: Score, note: str = "") -> None:
         self._steps.append(Step(name, outcome, score.gain_db(self.best.score), score, note))

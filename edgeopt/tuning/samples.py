@@ -3,44 +3,99 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgeopt.datasets import Subset, match_labels, open_dataset, select
+from edgeopt.datasets.indexed import digest_arrays
 from edgeopt.errors import DataError
 from edgeopt.plan import Data, ExampleInput
 from edgeopt.runtimes.base import Session
-from edgeopt.types import Array, Model, Sample
+from edgeopt.types import Array, Finding, Model, Sample
 
 if TYPE_CHECKING:
     from edgeopt.config import RunConfig
     from edgeopt.datasets.base import Dataset
+    from edgeopt.progress import Progress
 
 #: As many as tell half a point of agreement apart, and cost a trial seconds.
 TUNING_SAMPLES = 256
 #: With fewer to spare, the calibration samples themselves say more.
 MIN_SPARE = 32
 
+_TUNED_ON_EVALUATION_DATA = Finding(
+    "tuned-on-evaluation-data",
+    "evaluation",
+    "the search chose by samples that the final figures rest on too, which flatters them; give --evaluation DATA that "
+    "shares none with --calibration, or more calibration data",
+)
 
-def tuning_samples(config: RunConfig, model: Model, data: Data) -> Dataset:
+
+def tuning_samples(
+    config: RunConfig, model: Model, data: Data, progress: Progress
+) -> tuple[Dataset, tuple[Finding, ...]]:
     """What calibration and evaluation left over of the calibration source, a seeded choice of it; the calibration
     samples where too little is left, and the example input where there is no such source.
 
-    Samples that the final verdict rests on are never chosen: tuning on them would make it worthless.
+    Samples that the final verdict rests on would make it worthless, so they are passed over: by index where both
+    purposes draw from one source, else by content, which takes one pass over the evaluation samples. Where that
+    leaves too few, the calibration samples are taken all the same, and the finding "tuned-on-evaluation-data" says so.
     """
     if config.calibration is None:
-        return ExampleInput(model)
+        findings = (_TUNED_ON_EVALUATION_DATA,) if data.origin == "example input" else ()
+        return ExampleInput(model), findings
     source = match_labels(open_dataset(config.calibration, model.inputs, model.preprocessing), model.labels)
     calibration = select(source, config.num_calibration_samples, config.seed)
     taken = frozenset(calibration.indices)
-    if data.origin == "held out of the calibration set" and isinstance(data.evaluation, Subset):
-        taken |= frozenset(data.evaluation.indices)
-    if len(source) - len(taken) < MIN_SPARE:
-        return calibration
-    return select(source, TUNING_SAMPLES, config.seed, exclude=taken)
+    if _is_one_source(config, data) and isinstance(data.evaluation, Subset):
+        evaluated = frozenset(data.evaluation.indices)
+        taken |= evaluated
+        is_evaluated: Callable[[int], bool] = evaluated.__contains__
+    else:
+        is_evaluated = _by_content(source, data.evaluation, progress)
+    spare = _spare(source, taken, is_evaluated, config.seed)
+    if spare is not None:
+        return spare, ()
+    fresh = [index for index in calibration.indices if not is_evaluated(index)]
+    if len(fresh) == len(calibration):
+        return calibration, ()
+    if len(fresh) >= MIN_SPARE:
+        return Subset(source, fresh), ()
+    return calibration, (_TUNED_ON_EVALUATION_DATA,)
+
+
+def _is_one_source(config: RunConfig, data: Data) -> bool:
+    """Whether an index means the same sample in the evaluation set and in the calibration source."""
+    one, other = config.calibration, config.evaluation
+    return data.origin != "evaluation set" or one is other or (isinstance(one, str) and one == other)
+
+
+def _by_content(source: Dataset, evaluation: Dataset, progress: Progress) -> Callable[[int], bool]:
+    """Tells which samples of `source` are in `evaluation`, under whatever name; keeps a hash of each, no sample."""
+    samples = progress.track(evaluation, "Comparing with the evaluation data", len(evaluation))
+    evaluated = {digest_arrays(sample.inputs, None) for sample in samples}
+    known: dict[int, bool] = {}
+
+    def is_evaluated(index: int) -> bool:
+        if index not in known:
+            known[index] = digest_arrays(source[index].inputs, None) in evaluated
+        return known[index]
+
+    return is_evaluated
+
+
+def _spare(source: Dataset, taken: frozenset[int], is_evaluated: Callable[[int], bool], seed: int) -> Subset | None:
+    """A choice of what is neither taken nor evaluated; None where that is too little."""
+    while len(source) - len(taken) >= MIN_SPARE:
+        chosen = select(source, TUNING_SAMPLES, seed, exclude=taken)
+        evaluated = frozenset(filter(is_evaluated, chosen.indices))
+        if not evaluated:
+            return chosen
+        taken |= evaluated
+    return None
 
 
 class Recording:
@@ -49,7 +104,7 @@ class Recording:
     Decoding a picture takes longer than running a small network, and the float model's outputs never change.
 
     Attributes:
-        fingerprint: SHA-256 over inputs and expected outputs.
+        fingerprint: SHA-256 over inputs, expected outputs and labels.
     """
 
     def __init__(self, samples: Iterable[Sample], reference: Session, directory: Path) -> None:
@@ -67,10 +122,10 @@ class Recording:
             for name, values in arrays.items():
                 if values.dtype.kind == "f" and np.isnan(values).any():
                     raise DataError("holds NaN", where=f"sample {sample.name!r}, {name.partition(':')[2]!r}")
-                digest.update(np.ascontiguousarray(values).tobytes())
             np.savez(self._file(index), **arrays)
             self._labels.append((sample.label, sample.name))
-            digest.update(repr(sample.label).encode())
+            digest.update(digest_arrays(arrays, sample.label))
+            digest.update(b"labelled" if sample.label is not None else b"without label")
         if not self._labels:
             raise DataError("holds no samples", where="tuning data")
         self.fingerprint = digest.hexdigest()

@@ -16,7 +16,7 @@ from edgeopt.progress import Progress
 from edgeopt.tuning.layers import Layer, Layers, int8_bytes, split
 from edgeopt.tuning.profile import layer_times
 from edgeopt.tuning.trial import Score, Trials
-from edgeopt.types import LayerRules
+from edgeopt.types import Format, LayerRules
 
 #: Few samples tell noise powers apart; the worst layers get all of them.
 SCREENING_SAMPLES = 64
@@ -63,7 +63,7 @@ class Sensitivity:
     """
 
     model: str
-    format: str
+    format: Format
     runtime: str
     precision: str
     weight_bits: int
@@ -82,8 +82,11 @@ def analyse(trials: Trials, layers: Layers, progress: Progress, max_trials: int 
     plain = trials.score(trials.rules)
     limit = max_trials or _FLAT_TRIALS + round(_TRIALS_PER_LAYER * len(layers.layers))
     search = _Search(layers.layers, limit)
+    on_disk: list[Group] = []
     for group in progress.track(search.groups(), "Measuring layers", search.limit):
         search.tell(group, trials.score(_only(trials, layers, group), SCREENING_SAMPLES))
+        on_disk = _discard_harmless([*on_disk, group], search.measured, trials, layers)
+    _discard_harmless(on_disk, search.measured, trials, layers)
     measured = _with_all_samples(search.measured, trials, layers, progress)
     sizes = _sizes(trials, layers, progress)
     ranked = sorted(_entries(measured, sizes), key=lambda entry: -entry.noise)
@@ -148,15 +151,32 @@ def _only(trials: Trials, layers: Layers, group: Group) -> LayerRules:
     return trials.rules_with(layers.sparing([layer.path for layer in group]))
 
 
+def _discard_harmless(
+    on_disk: Sequence[Group], measured: Mapping[Group, Score], trials: Trials, layers: Layers
+) -> list[Group]:
+    """Delete the files that won't run on all samples later; the groups whose files stay."""
+    worst = _worst(measured)
+    for group in on_disk:
+        if group not in worst:
+            trials.discard(_only(trials, layers, group))
+    return [group for group in on_disk if group in worst]
+
+
 def _with_all_samples(
     measured: Mapping[Group, Score], trials: Trials, layers: Layers, progress: Progress
 ) -> dict[Group, Score]:
     """The scores, those of the most harmful groups on all samples: agreement and metric need many."""
-    worst = sorted(measured, key=lambda group: -measured[group].noise / len(group))[:MOST_SENSITIVE]
+    worst = _worst(measured)
     scores = dict(measured)
     for group in progress.track(worst, "Running the worst layers on all samples", len(worst)):
-        scores[group] = trials.score(_only(trials, layers, group))
+        rules = _only(trials, layers, group)
+        scores[group] = trials.score(rules)
+        trials.discard(rules)
     return scores
+
+
+def _worst(measured: Mapping[Group, Score]) -> list[Group]:
+    return sorted(measured, key=lambda group: -measured[group].noise / len(group))[:MOST_SENSITIVE]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 FOLDS = 4
 #: A smaller gain in dB is of no use to anybody, however certain.
 MIN_GAIN_DB = 0.05
+#: With fewer samples the folds say nothing, and only a clear gain counts.
+MIN_SAMPLES = 2 * FOLDS
+CLEAR_GAIN_DB = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +67,19 @@ class Score:
         return float(10 * np.log10(max(other.noise, floor) / max(self.noise, floor)))
 
     def beats(self, other: Score) -> bool:
-        """Whether the gain is more than chance: it is there in every part of the samples."""
-        return self.gain_db(other) > MIN_GAIN_DB and all(
-            mine > theirs for mine, theirs in zip(self.folds_db, other.folds_db, strict=True)
-        )
+        """Whether the gain is more than chance.
+
+        It must be there in every fold; where no output is real, the difference in agreement must exceed its standard
+        error. With fewer than `MIN_SAMPLES` samples it must be at least `CLEAR_GAIN_DB` as well.
+        """
+        gain = self.gain_db(other)
+        if gain <= MIN_GAIN_DB or (self.samples < MIN_SAMPLES and gain < CLEAR_GAIN_DB):
+            return False
+        if self.sqnr_db is not None:
+            return all(mine > theirs for mine, theirs in zip(self.folds_db, other.folds_db, strict=True))
+        if self.agreement is None or other.agreement is None:
+            return False
+        return _differs(self.agreement, other.agreement, self.samples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +89,8 @@ class Terms:
     Attributes:
         runtime: a name in `edgeopt.runtimes.RUNTIMES`.
         recording: the samples with what the float file makes of them.
-        metric: makes the task's metric; None without labels.
+        metric: makes the task's metric; None without labels. metric_source: hash of the user's code for it, see
+            `edgeopt.tuning.analysis.metric_source`.
         state: folder for finished trials, to resume from; None keeps none.
     """
 
@@ -87,10 +101,14 @@ class Terms:
     metric: Callable[[], Metric] | None
     threads: int
     state: Path | None
+    metric_source: str = ""
 
 
 class Trials:
-    """Makes and scores files of one model that differ in their layer rules."""
+    """Makes and scores files of one model that differ in their layer rules.
+
+    A file stays until `discard`; the plain one always stays.
+    """
 
     def __init__(self, workbench: Workbench, estimator: EstimatorSpec, terms: Terms) -> None:
         self.workbench = workbench
@@ -119,6 +137,11 @@ class Trials:
     def plain(self) -> Artifact:
         return self.artifact(self.rules)
 
+    def discard(self, rules: LayerRules) -> None:
+        """Delete the file; the next `artifact` makes the same again."""
+        if rules != self.rules:
+            self.workbench.discard(self.terms.format, self.terms.scheme, self.estimator, rules)
+
     def score(self, rules: LayerRules, samples: int | None = None) -> Score:
         """Convert and run on the first `samples` of the recording, all by default; each trial is done once."""
         count = min(samples or len(self.terms.recording), len(self.terms.recording))
@@ -142,8 +165,9 @@ class Trials:
         if terms.state is None:
             raise ValueError("no folder for finished trials")
         plain = self.plain()
+        metric = terms.metric().name if terms.metric is not None else ""
         tools = (f"{name} {number}" for name, number in sorted({**plain.tools, "edgeopt": version("edgeopt")}.items()))
-        parts = (plain.sha256, terms.recording.fingerprint, terms.runtime, *tools)
+        parts = (plain.sha256, terms.recording.fingerprint, terms.runtime, metric, terms.metric_source, *tools)
         key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
         return Journal(terms.state / f"trials-{key[:16]}.jsonl", Score)
 
@@ -183,6 +207,18 @@ def score(
         drop=drop,
         size_bytes=size_bytes,
     )
+
+
+def _differs(share: float, smaller: float, samples: int) -> bool:
+    """Whether two shares differ by more than one standard error of their difference.
+
+    Decisions within a sample depend on each other, so samples count. One success and one failure are added to each
+    (Agresti and Caffo, 2000): a share of 0 or 1 in a few samples is not certain. The shares are of the same samples,
+    which makes the true error smaller than this one.
+    """
+    one, other = ((s * samples + 1) / (samples + 2) for s in (share, smaller))
+    variance = (one * (1 - one) + other * (1 - other)) / (samples + 2)
+    return one - other > math.sqrt(variance)
 
 
 def _worst_db(fidelity: Fidelity) -> float | None:

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional
 
 from edgeopt.compression.base import forward
-from edgeopt.compression.dataflow import Dataflow, Surgery, biasable, follow
+from edgeopt.compression.dataflow import Dataflow, follow
+from edgeopt.compression.surgery import Surgery, biasable
 from edgeopt.types import Model, TensorSpec
 
 IMAGE = (2, 3, 12, 12)
@@ -252,3 +253,15 @@ def test_bias_is_offered_only_where_it_arrives() -> None:
     module = nn.Sequential(Deaf(3, 4, 1, bias=False), Listening(4, 4, 1, bias=False), nn.Conv2d(4, 4, 1, bias=False))
     model = model_of(module)
     assert biasable(model, follow(model).operators) == {"1.weight", "2.weight"}
+
+
+def test_a_division_that_rounds_pins_its_channels() -> None:
+    class Floors(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(torch.div(torch.relu(self.a(x)), 0.5, rounding_mode="floor"))
+
+    assert follow(model_of(Floors())).families() == []

@@ -13,10 +13,11 @@ from torch.nn import functional
 
 from edgeopt.calibration.weights import quantize_weight
 from edgeopt.compression.absorb_high_bias import AbsorbHighBias
-from edgeopt.compression.base import Pass, PassInputs, forward, run_pass
+from edgeopt.compression.base import Pass, PassInputs, check_same_function, forward, run_pass
 from edgeopt.compression.clip_outliers import ClipOutliers
 from edgeopt.compression.equalize import Equalize
 from edgeopt.compression.fold_batch_norm import FoldBatchNorm
+from edgeopt.compression.round_adaptively import RoundAdaptively
 from edgeopt.compression.smooth import Smooth
 from edgeopt.errors import ConversionError
 from edgeopt.progress import Silent
@@ -370,3 +371,128 @@ def test_a_module_that_cannot_be_captured_is_not_applicable(pass_: Pass) -> None
     reason = pass_.not_applicable(model_of(Branching(), (2, 3)), INT8)
     assert reason is not None
     assert reason.startswith("torch.export can't follow the model: ")
+
+
+# --- what all of them keep -------------------------------------------------------------------------------------------
+
+
+def exported(module: nn.Module, shape: tuple[int, ...] = (1, 3, 10, 10)) -> Model:
+    model = model_of(module, shape)
+    graph = torch.export.export(module, (torch.tensor(model.example_inputs["x"]),)).module()
+    return replace(model, module=graph)
+
+
+def bare() -> nn.Sequential:
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(3, 8, 3, bias=False), nn.Conv2d(8, 4, 1, bias=False)
+    norms = trained(nn.BatchNorm2d(8)), trained(nn.BatchNorm2d(4, affine=False))
+    return nn.Sequential(first, norms[0], nn.ReLU(), second, norms[1])
+
+
+def test_an_exported_graph_gets_the_biases_that_its_batch_norms_become() -> None:
+    model = exported(bare())
+    folded = run_pass(FoldBatchNorm(), model, inputs_of(model))
+    assert folded.history[-1].config == {"folded": 2}
+    assert isinstance(folded.module, torch.fx.GraphModule)
+    assert not any("batch_norm" in str(node.target) for node in folded.module.graph.nodes)
+    equalized = run_pass(Equalize(), model, inputs_of(model))
+    written, read = weights(equalized)["0.weight"].abs().amax((1, 2, 3)), weights(equalized)["3.weight"].abs()
+    torch.testing.assert_close(written, read.amax((0, 2, 3)), rtol=5e-3, atol=0.0)
+    rounded = run_pass(RoundAdaptively(), folded, inputs_of(folded))
+    assert difference_db(model, rounded) > 30
+
+
+def test_fold_says_when_a_layer_takes_no_bias() -> None:
+    class Deaf(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return functional.conv2d(x, self.weight)
+
+    model = model_of(nn.Sequential(Deaf(3, 4, 1, bias=False), nn.BatchNorm2d(4)))
+    reason = "the code of layer '0' takes no bias, which its batch normalization would become"
+    assert FoldBatchNorm().not_applicable(model, INT8) == reason
+
+
+def test_equalize_does_not_blow_up_the_bias_of_a_channel_without_weights() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    net[1].weight.data[0], net[1].bias.data[0] = 1e-6, 0.5
+    model = model_of(net)
+    done = run_pass(Equalize(), model, inputs_of(model))
+    assert isinstance(done.module, nn.Sequential)
+    x = torch.tensor(model.example_inputs["x"])
+    assert done.module[:3](x).max() < 2 * net[:3](x).max()
+
+
+def test_ranges_of_moved_inputs_are_forgotten() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    net[0].bias.data += 9
+    learned = {"0": (-1.0, 1.0), "2": (0.0, 9.0)}
+    for pass_ in (Equalize(), AbsorbHighBias()):
+        model = replace(model_of(net), input_ranges=learned)
+        assert run_pass(pass_, model, inputs_of(model)).input_ranges == {"0": (-1.0, 1.0)}
+    model = replace(model_of(Encoder(), (1, 6, 32)), input_ranges={"fc1": (-9.0, 9.0), "fc2": (-1.0, 1.0)})
+    smoothed = run_pass(Smooth(alpha=0.5), model, inputs_of(model, Scheme("w8a8", "static", "per-tensor")))
+    assert smoothed.input_ranges == {"fc2": (-1.0, 1.0)}
+
+
+class Pooled(nn.Module):
+    def __init__(self, divisor: int | None) -> None:
+        super().__init__()
+        self.first, self.second, self.divisor = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1), divisor
+        nn.init.constant_(self.first.bias, 9.0)  # type: ignore[arg-type]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pooled = functional.avg_pool2d(torch.relu(self.first(x)), 2, divisor_override=self.divisor)
+        return self.second(pooled)
+
+
+def test_pooling_with_a_divisor_of_its_own_cannot_absorb() -> None:
+    assert AbsorbHighBias().not_applicable(model_of(Pooled(None)), INT8) is None
+    assert AbsorbHighBias().not_applicable(model_of(Pooled(1)), INT8) is not None
+
+
+def test_a_layer_that_no_sample_reaches_absorbs_nothing() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(3, 3, 1) for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.c(torch.relu(self.a(x) if x.shape[0] == 1 else self.b(x)))
+
+    model = model_of(Branching(), (1, 3, 4, 4))
+    stream = [Sample({"x": np.ones((2, 3, 4, 4), np.float32)}, None, "")]
+    inputs = PassInputs(INT8, lambda: iter(stream), 1, 0, Silent(), EstimatorSpec(), LayerRules())
+    done = run_pass(AbsorbHighBias(), model, inputs)
+    assert done.history[-1].config == {"channels": 0}
+    assert all(tensor.isfinite().all() for tensor in weights(done).values())
+
+
+class Scaled(nn.Module):
+    def __init__(self, factor: float, threshold: float = 0.0) -> None:
+        super().__init__()
+        self.factor, self.threshold = factor, threshold
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return x * 1e5, x * self.factor, (x > self.threshold).long()
+
+
+def test_every_output_must_stay_the_same() -> None:
+    model = model_of(Scaled(1.0))
+    check_same_function(model, replace(model, module=Scaled(1.00001)), [model.example_inputs], "here")
+    with pytest.raises(ConversionError, match=r"\(output 1\): 0 dB"):
+        check_same_function(model, replace(model, module=Scaled(0.0)), [model.example_inputs], "here")
+    with pytest.raises(ConversionError, match=r"\(output 2\): \d+ of 300 integers differ"):
+        check_same_function(model, replace(model, module=Scaled(1.0, 0.1)), [model.example_inputs], "here")
+
+
+def test_modules_with_state_that_is_no_tensor_are_taken() -> None:
+    class Extra(nn.Sequential):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"version": 1}
+
+        def set_extra_state(self, state: object) -> None:
+            del state
+
+    model = model_of(Extra(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1)))
+    assert run_pass(Equalize(), model, inputs_of(model)).history

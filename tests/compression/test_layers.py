@@ -119,3 +119,40 @@ def test_an_intercepted_call_can_be_made_with_other_operands(make: Callable[[], 
         shift = net.bias if layers[0].kind == "linear" else net.bias[:, None]  # type: ignore[index]
         torch.testing.assert_close(found, 2 * (plain - shift))
     assert layers[0].output_channels == plain.shape[-1 if layers[0].kind == "linear" else 1]
+
+
+def test_weights_that_something_else_reads_are_not_layers() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.body, self.head = nn.Embedding(5, 4), nn.Linear(4, 4), nn.Linear(4, 5, bias=False)
+            self.head.weight = self.embed.weight
+            self.transposed = nn.Linear(5, 4)
+            self.again = self.body
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.body(self.embed((x > 0).long()))
+            assert self.body.weight.dtype == torch.float32
+            return self.transposed(self.head(x)) @ self.transposed.weight.t().T
+
+    found = find_layers(model_of(net := Tied(), (1, 4)), net)
+    assert [layer.path for layer in found] == ["body"]
+
+
+def test_weights_that_share_memory_are_not_layers() -> None:
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    second.weight = nn.Parameter(first.weight.data)
+    net = nn.Sequential(first, nn.ReLU())
+    net.add_module("unused", second)
+    net.forward = lambda x: first(x)  # type: ignore[assignment]
+    assert find_layers(model_of(net, (1, 4)), net) == ()
+
+
+def test_gives_an_exported_graph_its_biases() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.ReLU(), nn.Conv2d(4, 2, 1, bias=False)).eval()
+    model = model_of(net, (1, 3, 4, 4))
+    x = torch.tensor(model.example_inputs["x"])
+    module = torch.export.export(net, (x,)).module()
+    before = module(x)
+    assert [layer.bias for layer in give_biases(model, module)] == ["0.bias", "2.bias"]
+    assert torch.equal(module(x), before)

@@ -64,3 +64,34 @@ def test_errors_of_the_network_and_of_the_handler_come_through() -> None:
 
     with pytest.raises(KeyError, match="0"):
         run_in_lockstep(net, layers, [(torch.ones(1, 2),)] * 3, fail)
+
+
+def test_runs_keep_apart_what_the_module_keeps_on_itself() -> None:
+    class Stateful(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(2, 2), nn.Linear(2, 2)
+            self.seen = nn.Buffer(torch.zeros(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.skip = self.first(x)
+            self.seen.copy_(x[0])
+            return self.second(x) + self.skip + self.seen
+
+    net = Stateful()
+    layers = layers_of(net, 2)
+    runs = [(torch.full((1, 2), float(value)),) for value in (1, 2, 3)]
+    inside: dict[str, list[torch.Tensor]] = {}
+    with torch.no_grad():
+        expected = [net(*run) for run in runs]
+    last = nn.Linear(2, 2)
+    module = nn.Sequential(net, last)
+
+    def handle(calls: Sequence[Call]) -> list[torch.Tensor]:
+        inside[calls[0].layer.path] = [call.input for call in calls]
+        return [call.result(call.input) for call in calls]
+
+    run_in_lockstep(module, layers_of(module, 2), runs, handle)
+    assert len(layers) == 2
+    for wanted, found in zip(expected, inside["1"], strict=True):
+        torch.testing.assert_close(found, wanted)

@@ -162,6 +162,21 @@ def test_checkpoints_of_another_run_are_refused(tmp_path: Path) -> None:
         run_pass(training(CONFIG, checkpoint_dir=tmp_path, resume=True), model(), inputs())
 
 
+def test_other_calibration_samples_or_another_loss_are_another_run(tmp_path: Path) -> None:
+    loss = tmp_path / "loss.py"
+    loss.write_text("def l(outputs, labels):\n    return outputs.square().mean()\n")
+    first = training(replace(CONFIG, epochs=1), checkpoint_dir=tmp_path / "kept", loss=f"{loss}:l")
+    resumed = replace(first, resume=True)
+    run_pass(first, model(), inputs())
+    run_pass(resumed, model(), inputs())
+    others = [Sample({"x": VALUES[i : i + 1]}, None, str(i)) for i in range(8, 16)]
+    with pytest.raises(UsageError, match="another model, data or settings"):
+        run_pass(resumed, model(), replace(inputs(), samples=lambda: iter(others)))
+    loss.write_text("def l(outputs, labels):\n    return outputs.abs().mean()\n")
+    with pytest.raises(UsageError, match="another model, data or settings"):
+        run_pass(resumed, model(), inputs())
+
+
 def test_a_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
     config = replace(CONFIG, epochs=1)
     run_pass(training(config, checkpoint_dir=tmp_path), model(), inputs())
@@ -207,6 +222,40 @@ def test_accumulated_gradients_and_bf16_train() -> None:
     assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in state(result).values())
 
 
+class FixedBatch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.second(torch.relu(self.first(x)).view(1, 8))
+        return result
+
+
+class FreeBatch(FixedBatch):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.second(torch.relu(self.first(x)))
+        return result
+
+
+def test_a_network_with_a_fixed_batch_trains_as_one_without() -> None:
+    fixed = run_pass(training(CONFIG), model(FixedBatch().eval()), inputs())
+    free = run_pass(training(CONFIG), model(FreeBatch().eval()), inputs())
+    assert not same(fixed, model(FixedBatch().eval()))
+    for name, tensor in state(fixed).items():
+        torch.testing.assert_close(tensor, state(free)[name], atol=2e-3, rtol=1e-2)
+    judged = training(CONFIG, validation=open_dataset(ITEMS[:12], SPECS, None))
+    assert run_pass(judged, model(FixedBatch().eval()), inputs()).history[-1].config["best_epoch"] is not None
+
+
+def test_ranges_of_an_earlier_training_do_not_outlive_its_weights() -> None:
+    learned = run_pass(training(CONFIG, learned=True), model(), inputs())
+    again = run_pass(training(CONFIG), replace(learned, history=()), inputs())
+    assert learned.input_ranges
+    assert not again.input_ranges
+
+
 def test_a_model_whose_parameters_are_all_frozen_is_trained_all_the_same() -> None:
     frozen = network().requires_grad_(False)
     assert not same(run_pass(training(CONFIG), model(frozen), inputs()), model())
@@ -221,6 +270,14 @@ def test_refusals() -> None:
         run_pass(training(replace(CONFIG, gradient_checkpointing=True)), model(Incapable().eval()), inputs())
     with pytest.raises(ConversionError, match="not w4"):
         run_pass(training(CONFIG), model(), replace(inputs(), scheme=Scheme("w4", "none")))
+    with pytest.raises(UsageError, match="one sample at a time"):
+        run_pass(training(replace(CONFIG, batch_size=1)), model(), inputs())
+    with pytest.raises(DataError, match="training data: has the label 7, and the model has 2 classes"):
+        run_pass(training(CONFIG, training=open_dataset([(row, 7) for row in VALUES], SPECS, None)), model(), inputs())
+    with pytest.raises(DataError, match="validation data: has the label 7"):
+        run_pass(
+            training(CONFIG, validation=open_dataset([(row, 7) for row in VALUES], SPECS, None)), model(), inputs()
+        )
     other = replace(model(), inputs=(TensorSpec("z", (1, 6), "float32"),), example_inputs={"z": VALUES[:1]})
     with pytest.raises(DataError, match="lacks the input"):
         run_pass(training(CONFIG), other, inputs())

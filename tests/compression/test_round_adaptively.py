@@ -263,3 +263,43 @@ def test_a_bias_that_is_no_parameter_stays() -> None:
     model = model_of(Shifted(), (1, 3, 8, 8))
     rounded = run_pass(RoundAdaptively(method="adaround"), model, inputs_of(model, INT4))
     assert simulated_db(rounded, model, INT4) >= simulated_db(model, model, INT4)
+
+
+@pytest.mark.parametrize("constant", [2026.0, 1.01325e5])
+def test_a_feature_that_never_varies_is_no_obstacle(constant: float) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    values = np.random.default_rng(0).normal(size=(16, 1, 8)).astype(np.float32)
+    values[:, 0, 0] = constant
+    model = model_of(net, (1, 8))
+    stream = [Sample({"x": value}, None, "") for value in values]
+    inputs = PassInputs(STATIC, lambda: iter(stream), len(stream), 0, Silent(), EstimatorSpec(), LayerRules())
+    rounded = run_pass(RoundAdaptively(), model, inputs)
+    assert rounded.module is not None
+    assert all(value.isfinite().all() for value in rounded.module.state_dict().values())
+
+
+def test_moments_do_not_cancel_under_a_large_mean() -> None:
+    net = nn.Linear(3, 2)
+    (layer,) = find_layers(model_of(net, (1, 3)), net)
+    sums = MomentSums(layer, 100, torch.Generator().manual_seed(0))
+    x = torch.randn(64, 3, generator=torch.Generator().manual_seed(1)) * 0.01 + torch.tensor([2026.0, 1e5, 0.0])
+    x[:, 1] = 1e5
+    for part in x.split(8):
+        sums.add(part, part[:, :2])
+    moments = sums.moments(centered=True)
+    exact = torch.cov(x.double().mT, correction=0)
+    torch.testing.assert_close(moments.input_covariance[0], exact, rtol=1e-3, atol=1e-9)
+    raw = sums.moments(centered=False).input_covariance[0]
+    torch.testing.assert_close(raw, x.double().mT @ x.double() / 64, rtol=1e-6, atol=1e-9)
+
+
+def test_values_that_are_not_finite_are_reported_with_their_layer() -> None:
+    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 3))
+    model = model_of(net, (1, 8))
+    bad = np.full((1, 8), np.inf, np.float32)
+    inputs = PassInputs(
+        INT4, lambda: iter([Sample({"x": bad}, None, "")]), 1, 0, Silent(), EstimatorSpec(), LayerRules()
+    )
+    with pytest.raises(ConversionError, match="layer '0': reads"):
+        run_pass(RoundAdaptively(), model, inputs)

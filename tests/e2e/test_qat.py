@@ -143,7 +143,7 @@ def model_of(network: nn.Module, shape: tuple[int, ...], outputs: tuple[int, ...
         (Residual, PICTURE, "onnx", 4.0),
         (Mobile, PICTURE, "onnx", 8.0),
         (Mobile, PICTURE, "litert", 8.0),
-        (Mobile, PICTURE, "executorch", 8.0),
+        (Mobile, PICTURE, "executorch", 4.0),
         (Transformer, TOKENS, "onnx", 8.0),
         (Transformer, TOKENS, "executorch", 8.0),
     ],

@@ -19,21 +19,38 @@ def test_default_follows_the_labels() -> None:
 def test_mixture_is_weighted() -> None:
     scores, teacher, labels = torch.randn(4, 5), torch.randn(4, 5), torch.tensor([0, 1, 2, 3])
     mixed = load_loss("cross-entropy", True, 0.3, 2.0)([scores], labels, [teacher])
-    expected = 0.3 * cross_entropy([scores], labels) + 0.7 * distillation([scores], [teacher], 2.0)
+    expected = 0.3 * cross_entropy([scores], labels) + 0.7 * distillation([scores], [teacher], 2.0, {0})
     torch.testing.assert_close(mixed, expected)
 
 
 def test_distillation_is_zero_for_the_teacher_itself_and_positive_elsewhere() -> None:
     scores, pictures = torch.randn(4, 5), torch.randn(4, 3, 8, 8)
-    assert float(distillation([scores, pictures], [scores, pictures], 2.0)) == pytest.approx(0, abs=1e-6)
-    assert float(distillation([scores, pictures], [scores + torch.randn(4, 5), pictures], 2.0)) > 0.01
+    assert float(distillation([scores, pictures], [scores, pictures], 2.0, {0})) == pytest.approx(0, abs=1e-6)
+    assert float(distillation([scores, pictures], [scores + torch.randn(4, 5), pictures], 2.0, {0})) > 0.01
+
+
+def test_only_what_is_known_to_be_class_scores_is_distilled_by_shares() -> None:
+    outputs, labels = torch.randn(4, 5), torch.tensor([0, 1, 2, 3])
+    drifted = outputs + 3  # no softmax tells the difference
+    unknown = load_loss("distillation", False, 0.5, 2.0)
+    assert float(unknown([drifted], None, [outputs])) > 1
+    assert float(unknown([drifted], torch.randn(4, 5), [outputs])) > 1
+    assert float(unknown([drifted], labels, [outputs])) == pytest.approx(0, abs=1e-6)
+    declared = load_loss("distillation", False, 0.5, 2.0, class_count=5)
+    assert float(declared([drifted], None, [outputs])) == pytest.approx(0, abs=1e-6)
+    assert float(declared([drifted[:, :4]], None, [outputs[:, :4]])) > 1
+
+
+def test_distillation_of_a_single_number_has_a_unit() -> None:
+    assert float(distillation([torch.tensor([[3.3]])], [torch.tensor([[3.0]])], 2.0, ())) == pytest.approx(0.01)
 
 
 def test_a_model_that_ends_in_softmax_gives_the_same_losses() -> None:
     scores, teacher, labels = torch.randn(4, 5), torch.randn(4, 5), torch.tensor([0, 1, 2, 3])
     torch.testing.assert_close(cross_entropy([scores.softmax(-1)], labels), cross_entropy([scores], labels))
     torch.testing.assert_close(
-        distillation([scores.softmax(-1)], [teacher.softmax(-1)], 2.0), distillation([scores], [teacher], 2.0)
+        distillation([scores.softmax(-1)], [teacher.softmax(-1)], 2.0, {0}),
+        distillation([scores], [teacher], 2.0, {0}),
     )
 
 
@@ -67,5 +84,7 @@ def test_refusals(name: str, labelled: bool, message: str) -> None:
 def test_labels_that_do_not_fit_are_refused() -> None:
     with pytest.raises(UsageError, match="class indices"):
         cross_entropy([torch.randn(2, 3)], torch.randn(2, 3))
+    with pytest.raises(DataError, match="has the label 7, and the model has 3 classes, 0 to 2"):
+        cross_entropy([torch.randn(2, 3)], torch.tensor([0, 7]))
     with pytest.raises(DataError, match="without labels"):
         load_loss("cross-entropy", True, 1.0, 2.0)([torch.randn(2, 3)], None, [])

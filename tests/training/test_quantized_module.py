@@ -187,3 +187,26 @@ def test_schemes_without_calibrated_ranges_have_no_activations_to_learn(scheme: 
     sample = torch.randn(3, 6)
     assert not torch.equal(module(sample), module.network(sample))
     torch.testing.assert_close(module(sample), module.network(sample), atol=0.5, rtol=0.1)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.second(torch.relu(self.first(x)))
+        return result
+
+
+def test_tied_weights_keep_their_learned_grid_under_every_name() -> None:
+    original = Tied()
+    module = quantized(original, (1, 6), learned=True)
+    with torch.no_grad():
+        module.quantization_parameters()[-1].mul_(0.6)  # the weight's scale
+    trained = module.trained(original)
+    expected = module.round_weight(next(iter(module.plan.weights)), module.network.get_parameter("first.weight"))
+    assert not torch.equal(expected, original.first.weight)
+    assert torch.equal(trained.get_parameter("first.weight"), expected)
+    assert trained.get_parameter("second.weight") is trained.get_parameter("first.weight")

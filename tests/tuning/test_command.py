@@ -58,6 +58,26 @@ def test_figures_go_to_files(tmp_path: Path, asked: list[tuple[RunConfig, Path |
     assert "<svg" in plot.read_text()
 
 
+def test_an_output_that_cannot_be_written_leaves_the_old_one(
+    tmp_path: Path, asked: list[tuple[RunConfig, Path | None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "figures.json"
+    output.write_text("before")
+
+    def fill_the_disk(self: Path, text: str, encoding: str) -> None:
+        del text, encoding
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fill_the_disk)
+    result = _run("--example", "digits", "--output", str(output))
+    assert isinstance(result.exception, UsageError)
+    assert "No space left" in result.exception.line()
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
+    assert output.read_text() == "before"
+    assert len(asked) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "where"),
     [

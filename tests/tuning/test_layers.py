@@ -129,6 +129,12 @@ def test_an_exported_program_tells_its_layers() -> None:
     assert [layer.path for layer in _found(program).layers] == ["block.0", "head"]
 
 
+def test_a_model_that_is_one_layer_is_told_from_one_that_is_not_quantized() -> None:
+    # Regression: "no layer with weights is quantized", of a model that was one quantized layer.
+    with pytest.raises(ConversionError, match=r"no names.*single layer"):
+        _found(torch.nn.Conv2d(3, 8, 3))
+
+
 def test_a_module_without_weights_has_nothing_to_tune() -> None:
     with pytest.raises(ConversionError, match="nothing to tune"):
         _found(torch.nn.ReLU())

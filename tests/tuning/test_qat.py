@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 
 from edgeopt.config import config_of
-from edgeopt.tuning.qat import QatConfig, with_training_data
+from edgeopt.errors import UsageError
+from edgeopt.plan import plan_jobs
+from edgeopt.progress import Silent
+from edgeopt.tuning.qat import QatConfig, train, with_training_data
+from edgeopt.types import LayerRules, Model
 
 
 @pytest.mark.parametrize(
@@ -31,3 +35,11 @@ def test_a_proof_on_data_that_shaped_the_model_is_told(
     assert [finding.code for finding in findings] == codes
     assert config.evaluation == evaluation
     assert config.calibration == given.get("calibration", "train.npz")
+
+
+def test_a_recipe_that_would_undo_the_training_is_refused() -> None:
+    keys = {"model": "net.py:build", "target": "android-int8", "calibration": "cal.npz", "recipe": ["equalize"]}
+    (job,) = plan_jobs(config_of(keys))
+    model = Model("net", None, None, (), (), {}, None, (), (), "0" * 64)
+    with pytest.raises(UsageError, match=r"passes \(equalize\) would undo"):
+        train(model, job, None, QatConfig("train.npz"), LayerRules(), 8, 0, Silent())

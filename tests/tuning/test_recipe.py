@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,6 +48,8 @@ class Lab:
         self.ratios: dict[tuple[str, ...], float] = {}
         self.passes: dict[str, FakePass] = {}
         self.failing: set[str] = set()
+        #: Whose files were deleted: passes applied, and which estimator's.
+        self.deleted: list[tuple[tuple[str, ...], str]] = []
 
     def add(self, name: str, **options: Any) -> None:
         self.passes[name] = FakePass(name, **options)
@@ -64,10 +67,13 @@ class Lab:
             rules=LayerRules(),
             variant=self.bench,
             pass_inputs=lambda *_: self.inputs,
+            clear=lambda: self.deleted.append((model.history, "all")),
+            discard=lambda _format, _scheme, estimator, _rules: self.deleted.append((model.history, estimator.name)),
         )
 
     def tune(self, budget: Budget, names: list[str], estimators: tuple[EstimatorSpec, ...] = ()) -> Tuned:
         terms: Any = SimpleNamespace(
+            format="onnx",
             scheme=Scheme("w8a8", "static"),
             runtime="onnxruntime",
             threads=1,
@@ -85,7 +91,8 @@ class FakeTrials:
         self.rules = LayerRules()
 
     def plain(self) -> Any:
-        return SimpleNamespace(history=self.workbench.model.history, size_bytes=100)
+        history = self.workbench.model.history
+        return SimpleNamespace(history=history, size_bytes=100, estimator=self.estimator)
 
     def score(self, rules: LayerRules) -> Score:
         del rules
@@ -205,6 +212,27 @@ def test_the_search_ends_when_the_budget_is_kept(lab: Lab) -> None:
     assert tuned.met
 
 
+def test_only_files_of_the_best_and_of_the_plain_one_stay(lab: Lab) -> None:
+    for name in ("good", "bad", "better"):
+        lab.add(name)
+    lab.db = {(("good",), "mse"): 18.0, (("good", "better"), "mse"): 20.0, (("good", "better"), "min-max"): 21.0}
+    lab.tune(MOST, ["good", "bad", "better"], (MSE, MIN_MAX))
+    assert lab.deleted == [
+        ((), "min-max"),  # not kept; the plain file's estimator stays, and with it what latencies are held against
+        (("good", "bad"), "all"),
+        (("good",), "all"),
+        (("good", "better"), "mse"),
+    ]
+
+
+def test_a_shortened_search_says_so(lab: Lab) -> None:
+    tuned = lab.tune(MOST, [])
+    for format_, codes in (("executorch", ["search-shortened"]), ("onnx", [])):
+        analysed: Any = SimpleNamespace(format=format_)
+        found = findings(replace(tuned, sensitivity=analysed, steps=()))
+        assert [finding.code for finding in found] == codes
+
+
 def test_every_step_becomes_a_finding_and_a_missed_budget_one_more(lab: Lab) -> None:
     lab.add("good")
     lab.db = {(("good",), "mse"): 18.0}
@@ -224,7 +252,7 @@ def test_named_passes_run_in_order_and_all_of_them(lab: Lab) -> None:
     assert apply_passes(bench, [], scheme, MSE, Silent()) is bench
 
 
-@pytest.mark.parametrize(("db", "kept"), [(26.0, True), (24.0, False)])
+@pytest.mark.parametrize(("db", "kept"), [(26.0, True), (19.0, False)])
 def test_passes_that_fit_weights_run_again_for_the_chosen_assignment(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, db: float, kept: bool
 ) -> None:
@@ -251,5 +279,5 @@ def test_passes_that_fit_weights_run_again_for_the_chosen_assignment(
     tuned = lab.tune(MOST, ["fold", "round"])
     assert given == [LayerRules(), LayerRules(), rules]  # folding needs no second run
     assert tuned.workbench.model.history == ("fold", "again" if kept else "round")
-    assert tuned.after.sqnr_db == (db if kept else 25.0)
-    assert tuned.rules == rules
+    assert tuned.after.sqnr_db == (db if kept else 20.0)
+    assert tuned.rules == (rules if kept else LayerRules())

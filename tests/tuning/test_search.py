@@ -17,6 +17,7 @@ from edgeopt.progress import Silent
 from edgeopt.tuning import assignment, bench, sensitivity
 from edgeopt.tuning.assignment import search
 from edgeopt.tuning.budget import Budget, Cost
+from edgeopt.tuning.effort import effort_for
 from edgeopt.tuning.frontier import Frontier
 from edgeopt.tuning.layers import Layer, Layers
 from edgeopt.tuning.prediction import Assignment, Predictor
@@ -39,6 +40,10 @@ class World:
         self.estimator = EstimatorSpec()
         self.rules = LayerRules()
         self.made = 0
+        #: Files on disk beside the plain one, and the most there ever were.
+        self.files: set[LayerRules] = set()
+        self.most_files = 0
+        self.converted: list[LayerRules] = []
         self.unconvertible: tuple[str, ...] | None = None
         self.terms = SimpleNamespace(
             format="onnx",
@@ -48,7 +53,7 @@ class World:
             recording=SimpleNamespace(first=lambda: None),
         )
         self.workbench = SimpleNamespace(
-            model=SimpleNamespace(name="net"), float_artifact=lambda _: self.artifact(LayerRules(("*",)))
+            model=SimpleNamespace(name="net"), float_artifact=lambda _: self._describe(LayerRules(("*",)))
         )
 
     def rules_with(self, keep_float: Sequence[str] = (), int16: Sequence[str] = ()) -> LayerRules:
@@ -60,9 +65,20 @@ class World:
     def artifact(self, rules: LayerRules) -> Artifact:
         if rules.keep_float == self.unconvertible:
             raise ConversionError("no kernel")
+        if rules != self.rules:
+            if rules not in self.files:
+                self.converted.append(rules)
+            self.files.add(rules)
+            self.most_files = max(self.most_files, len(self.files))
+        return self._describe(rules)
+
+    def _describe(self, rules: LayerRules) -> Artifact:
         size = sum(4000 if self._is_float(name, rules) else 1000 for name in self.names)
         name = "|".join(rules.keep_float)
         return Artifact(Path(name or "plain"), "onnx", "w8a8", Signature((), ()), size, name, (), {}, ())
+
+    def discard(self, rules: LayerRules) -> None:
+        self.files.discard(rules)
 
     def score(self, rules: LayerRules, samples: int | None = None) -> Score:
         self.made += 1
@@ -81,6 +97,7 @@ class World:
         return layer_is_exempt(name, rules.keep_float)
 
     def together(self, files: Sequence[Artifact], *_: object) -> tuple[Timed, ...]:
+        assert {file.sha256 for file in files} <= {"", "*", *("|".join(rules.keep_float) for rules in self.files)}
         times = [self.time(LayerRules(tuple(filter(None, file.sha256.split("|"))))) for file in files]
         return tuple(Timed(ms, ms / times[0]) for ms in times)
 
@@ -200,6 +217,31 @@ def test_an_assignment_that_cannot_be_converted_is_passed_over(world: World) -> 
 
 def test_the_choice_is_timed_twice(world: World) -> None:
     assert _search(world, Budget(max_latency_ratio=1.1)).chosen.confirmed
+
+
+def test_a_searchs_files_are_deleted_as_it_goes(world: World) -> None:
+    # Regression: all of them stayed on disk until the end, layers times the size of the model.
+    _analyse(world)
+    assert world.files == set()
+    assert world.most_files <= sensitivity.MOST_SENSITIVE + 1
+    found = _search(world, Budget(max_latency_ratio=1.1))
+    assert world.files == {found.chosen.rules}
+    assert world.most_files <= max(sensitivity.MOST_SENSITIVE + 1, bench.TIMED_AT_ONCE)
+
+
+def test_a_slow_format_gets_fewer_conversions(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    int8_ms = random.uniform(0.05, 0.15, 60)
+    noise = random.uniform(1e-5, 3e-3, 60)
+    converted = {}
+    for format_ in ("onnx", "executorch"):
+        made = World(noise, int8_ms, 2 * int8_ms)
+        made.terms.format = format_
+        _install(made, monkeypatch)
+        found = analyse(made, made.layers, Silent(), effort_for(format_).layer_trials)  # type: ignore[arg-type]
+        search(made, made.layers, found, Budget(max_latency_ratio=1.1), made.plain(), Silent())  # type: ignore[arg-type]
+        converted[format_] = len(made.converted)
+    assert converted["executorch"] <= 28 < converted["onnx"]
 
 
 # --- prediction -------------------------------------------------------------------------------------------------------

@@ -10,10 +10,11 @@ import pytest
 
 from edgeopt.errors import DataError, UsageError
 from edgeopt.runtimes.base import Session
+from edgeopt.tuning.analysis import metric_source
 from edgeopt.tuning.journal import Journal
 from edgeopt.tuning.samples import Recording
-from edgeopt.tuning.trial import FOLDS, Score, score
-from edgeopt.types import Array, Sample, Signature
+from edgeopt.tuning.trial import FOLDS, Score, Terms, Trials, score
+from edgeopt.types import Array, Artifact, EstimatorSpec, LayerRules, Sample, Scheme, Signature
 from edgeopt.validation.metrics import load_metric
 
 
@@ -64,6 +65,51 @@ def test_a_recording_is_known_by_its_content(tmp_path: Path, recording: Recordin
     assert Recording(_samples(), Model(lambda x: 2 * x), tmp_path / "other").fingerprint != recording.fingerprint
 
 
+def test_a_recording_is_known_by_every_value_of_its_labels(tmp_path: Path) -> None:
+    # Regression: of a label with more than 1000 values only the ends counted.
+    prints = set()
+    for value in (0, 1):
+        label = np.zeros(5000, np.int64)
+        label[2500] = value
+        folder = tmp_path / str(value)
+        folder.mkdir()
+        sample = Sample({"x": np.ones((1, 5), np.float32)}, label, "a")
+        prints.add(Recording([sample], Model(lambda x: x), folder).fingerprint)
+    assert len(prints) == 2
+
+
+class Bench:
+    """Makes nothing; all files are alike."""
+
+    rules = LayerRules()
+
+    def quantized_artifact(self, *_: object) -> tuple[Artifact, tuple[()]]:
+        return Artifact(Path("q"), "onnx", "w8a8", Signature((), ()), 1, "0", (), {}, ()), ()
+
+
+def test_finished_trials_are_kept_apart_by_metric_and_its_code(tmp_path: Path, recording: Recording) -> None:
+    # Regression: a drop by one metric was taken for the drop by another.
+    code = tmp_path / "mine.py"
+
+    def journals(metric: str) -> int:
+        terms = Terms(
+            "onnx", Scheme("w8a8", "static"), "onnxruntime", recording, load_metric(metric), 1, tmp_path / "state",
+            metric_source(metric),
+        )  # fmt: skip
+        trials = Trials(Bench(), EstimatorSpec(), terms)  # type: ignore[arg-type]
+        journal = trials._journal
+        assert journal is not None
+        journal.add("a", _score(20.0, (20.0,) * 4))
+        return len(list((tmp_path / "state").iterdir()))
+
+    assert journals("top1") == journals("top1") == 1
+    assert journals("top2") == 2
+    for number, text in enumerate(("return 0.0", "return 1.0"), start=3):
+        code.write_text(f"def f(outputs, label):\n    {text}\n")
+        assert journals(f"{code}:f") == number
+        assert journals(f"{code}:f") == number
+
+
 @pytest.mark.parametrize(("samples", "answer"), [([], 1.0), (_samples(2), np.nan)])
 def test_nothing_can_be_tuned_on_no_samples_or_nan(tmp_path: Path, samples: list[Sample], answer: float) -> None:
     with pytest.raises(DataError):
@@ -94,6 +140,28 @@ def test_better_means_better_everywhere() -> None:
     assert _score(20.5, (20.1, 20.7, 20.6, 20.4)).beats(plain)
     assert not _score(20.5, (19.9, 20.7, 20.6, 20.4)).beats(plain)
     assert not _score(20.01, (20.01, 20.01, 20.01, 20.01)).beats(plain)
+
+
+def test_a_gain_on_few_samples_must_be_clear() -> None:
+    # Regression: with one sample the folds were one, and any gain was more than chance.
+    def few(db: float) -> Score:
+        return Score(3, db, (db,) * 3, 1.0, None, 1)
+
+    assert not few(20.9).beats(few(20.0))
+    assert few(21.1).beats(few(20.0))
+
+
+@pytest.mark.parametrize(
+    ("samples", "agreement", "before", "better"),
+    [(256, 0.97, 0.95, True), (256, 0.955, 0.95, False), (1, 1.0, 0.0, False), (20, 1.0, 0.95, False)],
+)
+def test_integer_outputs_must_agree_more_than_chance_would_have_it(
+    samples: int, agreement: float, before: float, better: bool
+) -> None:
+    # Regression: without real outputs there are no folds, and any gain was more than chance.
+    one, other = (Score(samples, None, (), share, None, 1) for share in (agreement, before))
+    assert one.beats(other) is better
+    assert not other.beats(one)
 
 
 # --- resuming ---------------------------------------------------------------------------------------------------------
