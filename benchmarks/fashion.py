@@ -1,6 +1,6 @@
 """A trained MobileNetV3-style network on Fashion-MNIST: vendor default, plain int8, recipe auto and QAT, all formats.
 
-    python benchmarks/fashion.py DATA WORK_DIR
+    python benchmarks/fashion.py DATA WORK_DIR [TARGET ...]
 
 DATA and WORK_DIR as for fashion_net.py, which trains the network. Prints a Markdown table.
 """
@@ -41,7 +41,7 @@ HEADER = """\
 |---|---|---|---|---|---|---|---|"""
 
 
-def main(data: Path, work: Path) -> None:
+def main(data: Path, work: Path, targets: list[str]) -> None:
     images, labels = pictures(data, "train")
     calibration = Rows(images[: CALIBRATION + TUNING], labels[: CALIBRATION + TUNING])
     training = Rows(images[1000 : 1000 + TRAINING], labels[1000 : 1000 + TRAINING])
@@ -69,7 +69,7 @@ def main(data: Path, work: Path) -> None:
         training=TrainingConfig(epochs=2, batch_size=64, learning_rate=2e-4, freeze_batch_norm_after=0.0),
     )
     print(HEADER.format(fp32=90.85))
-    for target in (*VENDOR, str(per_tensor)):
+    for target in targets or (*VENDOR, str(per_tensor)):
         name = Path(target).stem
         plain = _timed(lambda: export(config(target, "plain", "none"))[0])  # noqa: B023
         if target in VENDOR:
@@ -101,4 +101,4 @@ def _row(target: str, file: str, figures: Figures, seconds: float | None) -> str
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -215,7 +215,7 @@ class _Chooser:
 
 
 class _LiteRT(_Chooser):
-    """ai-edge-quantizer: every operator that it knows."""
+    """ai-edge-quantizer: every operator that it knows, but for normalizations, attention and arithmetic around them."""
 
     format = "litert"
     moves = _MOVES | {"select"}
@@ -225,14 +225,35 @@ class _LiteRT(_Chooser):
            "adaptive_avg_pool2d", "mean", "cat", "layer_norm"}
     )  # fmt: skip
     _fusing = CONVOLUTIONS | {"linear", "addmm", "add", "sub", "mul", "div"}
+    _normalizing = frozenset({"layer_norm", "group_norm", "rms_norm", "rsqrt", "scaled_dot_product_attention"})
+    _arithmetic = frozenset({"add", "sub", "mul", "div", "mean", "softmax", "gelu", "tanh", "sigmoid", "sqrt", "pow"})
 
     def select(self) -> None:
+        delicate = self._delicate()
         for index, operation in enumerate(self.operations):
-            if index in self.choice.fused or index in self.exempt or not self.is_real(operation):
+            if index in self.choice.fused or index in self.exempt or not self.is_real(operation) or index in delicate:
                 continue
             if operation.operator in self._computing | self.moves and list(self.activations(operation)):
                 self.choice.int8.add(index)
                 self.fold_clip(index)
+
+    def _delicate(self) -> set[int]:
+        """What the exporter keeps float although there are int8 kernels, which are slow and coarse there."""
+        producer = {value: index for index, operation in enumerate(self.operations) for value in operation.outputs}
+        found = {index for index, operation in enumerate(self.operations) if self._is_seed(operation)}
+        waiting = list(found)
+        while waiting:
+            operation = self.operations[waiting.pop()]
+            near = {producer[value] for value in self.activations(operation) if value in producer}
+            near |= {reader for value in operation.outputs for reader in self.readers.get(value, [])}
+            new = {index for index in near - found if self.operations[index].operator in self._arithmetic}
+            found |= new
+            waiting.extend(new)
+        return found
+
+    def _is_seed(self, operation: Operation) -> bool:
+        multiplies = operation.operator in PRODUCTS and operation.weight is None
+        return operation.operator in self._normalizing or (multiplies and len(list(self.activations(operation))) > 1)
 
     def can_fold(self, index: int, clip: int) -> bool:
         return self.operations[index].operator in self._fusing and self.operations[clip].bounds in _LITERT_CLIPS

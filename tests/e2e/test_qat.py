@@ -146,6 +146,7 @@ def model_of(network: nn.Module, shape: tuple[int, ...], outputs: tuple[int, ...
         (Mobile, PICTURE, "executorch", 4.0),
         (Transformer, TOKENS, "onnx", 8.0),
         (Transformer, TOKENS, "executorch", 8.0),
+        (Transformer, TOKENS, "litert", 8.0),
     ],
 )
 def test_training_sees_the_files_numerics(
