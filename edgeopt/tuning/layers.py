@@ -146,9 +146,9 @@ def _of_module(workbench: Workbench) -> tuple[Layer, ...]:
 
         hooks.append(module.register_forward_hook(ran))
 
+    # A layer may have modules of its own (padding, parametrizations), so leaves alone would not do.
     for name, part in model.module.named_modules():
-        if not any(True for _ in part.children()):
-            watch(strip_wrapper(name), part)
+        watch(strip_wrapper(name), part)
     try:
         forward(model, model.example_inputs)
     finally:

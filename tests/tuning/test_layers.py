@@ -10,10 +10,11 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from edgeopt.errors import ConversionError
 from edgeopt.layer_names import layer_is_exempt
-from edgeopt.tuning.layers import Layer, Layers, find_layers, path_of, split
+from edgeopt.tuning.layers import Layer, Layers, _of_module, find_layers, path_of, split
 from edgeopt.types import Artifact, LayerRules, TensorSpec
 
 
@@ -138,3 +139,24 @@ def test_a_model_that_is_one_layer_is_told_from_one_that_is_not_quantized() -> N
 def test_a_module_without_weights_has_nothing_to_tune() -> None:
     with pytest.raises(ConversionError, match="nothing to tune"):
         _found(torch.nn.ReLU())
+
+
+def test_a_layer_with_modules_of_its_own_is_found_in_a_torch_model() -> None:
+    class PaddedConv(nn.Conv2d):
+        """As in EfficientNet: the padding is a module inside the convolution."""
+
+        def __init__(self) -> None:
+            super().__init__(3, 4, 3)
+            self.padding_first = nn.ZeroPad2d(1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(self.padding_first(x))
+
+    module = nn.Sequential(PaddedConv(), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(256, 2)).eval()
+    model = SimpleNamespace(
+        module=module,
+        inputs=(TensorSpec("x", (1, 3, 8, 8), "float32"),),
+        example_inputs={"x": np.zeros((1, 3, 8, 8), np.float32)},
+    )
+    workbench: Any = SimpleNamespace(torch_model=lambda: model)
+    assert [layer.path for layer in _of_module(workbench)] == ["0", "3"]
