@@ -104,7 +104,7 @@ def capture(model: Model) -> Graph:
     try:
         with torch.no_grad():
             program = torch.export.export(model.module, tuple(torch.tensor(array) for array in arrays))
-    except Exception as error:
+    except Exception as error:  # tracing runs the user's own forward, which may raise anything
         # torch.export documents no errors; it raises many kinds.
         reason = str(error).strip().splitlines()
         raise ConversionError(
