@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -12,14 +12,14 @@ import numpy as np
 
 from edgeopt.compression.base import Needs, PassInputs, state_digest
 from edgeopt.compression.layers import arguments_of
-from edgeopt.errors import ConversionError
+from edgeopt.training.config import Teaching, TrainingConfig
 from edgeopt.types import Format, Model, Scheme, StepRecord
 
 if TYPE_CHECKING:
     import torch
 
     from edgeopt.datasets.base import Dataset
-    from edgeopt.training.config import TrainingConfig, TrainingResult
+    from edgeopt.training.constraint import Constraint
     from edgeopt.training.loop import Trainer
     from edgeopt.training.losses import Loss
     from edgeopt.training.quantized_module import QuantizedModule
@@ -47,6 +47,8 @@ class QuantizationAwareTraining:
         learned: train scales and ranges too (LSQ).
         checkpoint_dir: keeps the state of the last finished epoch; None keeps none.
         resume: continue from there.
+        constraint: kept to all the way, such as masks of a sparse model, whose zeros int8 keeps. It is started
+            with a copy of the network, so parameters must be found by their names.
     """
 
     name: ClassVar[str] = "qat"
@@ -62,6 +64,7 @@ class QuantizationAwareTraining:
     learned: bool = False
     checkpoint_dir: Path | None = None
     resume: bool = False
+    constraint: Constraint | None = None
 
     def not_applicable(self, model: Model, scheme: Scheme) -> str | None:
         del model
@@ -85,6 +88,7 @@ class QuantizationAwareTraining:
             UsageError: a loss, setting or checkpoint that doesn't fit.
             ConversionError: nothing would be quantized, or the network can't run in batches, or the loss diverges.
         """
+        from edgeopt.training.fit import record_of
         from edgeopt.training.losses import load_loss
         from edgeopt.training.quantized_module import QuantizedModule
 
@@ -93,7 +97,7 @@ class QuantizationAwareTraining:
         loss = load_loss(self.loss, self.training.is_labelled, self.alpha, self.temperature, len(model.labels) or None)
         is_static = not any(spec.is_dynamic for spec in model.inputs)
         quantized = QuantizedModule(
-            _trainable(model.module),
+            model.module,
             arguments_of(model.inputs, model.example_inputs),
             self.format,
             inputs.scheme,
@@ -102,7 +106,9 @@ class QuantizationAwareTraining:
             learned=self.learned,
         )
         result = self._trainer(quantized, model, inputs, loss).run()
-        step = StepRecord("quantization-aware-training", self._record(inputs, result))
+        teaching = Teaching(self.loss, self.alpha, self.temperature)
+        record = record_of(self.config, teaching, self.training, inputs.seed, result)
+        step = StepRecord("quantization-aware-training", {**record, "learned_ranges": self.learned})
         return replace(
             model,
             module=quantized.trained(model.module),
@@ -114,45 +120,31 @@ class QuantizationAwareTraining:
 
     def _trainer(self, quantized: QuantizedModule, model: Model, inputs: PassInputs, loss: Loss) -> Trainer:
         from edgeopt.training.checkpoint import Checkpoints
-        from edgeopt.training.data import TrainingData
+        from edgeopt.training.data import Calibration, TrainingData
         from edgeopt.training.loop import Trainer, frozen_copy
 
         assert model.module is not None
 
-        def calibration() -> Iterator[tuple[torch.Tensor, ...]]:
+        def samples() -> Iterator[tuple[torch.Tensor, ...]]:
             assert inputs.samples is not None
             return (arguments_of(model.inputs, sample.inputs) for sample in inputs.samples())
 
         checkpoints = None
         if self.checkpoint_dir is not None:
             checkpoints = Checkpoints(self.checkpoint_dir, resume=self.resume)
-        data = TrainingData(self.training, self.validation, calibration, inputs.count, model.inputs)
+        calibration = Calibration(samples, inputs.count, inputs.estimator)
         return Trainer(
             quantized,
-            frozen_copy(model.module),
-            data,
+            frozen_copy(model.module) if loss.needs_teacher else None,
+            TrainingData(self.training, self.validation, model.inputs, calibration),
             loss,
             self.config,
-            inputs.estimator,
             inputs.seed,
             inputs.progress,
             checkpoints,
             self._fingerprint(model, inputs, loss) if checkpoints is not None else "",
+            self.constraint,
         )
-
-    def _record(self, inputs: PassInputs, result: TrainingResult) -> dict[str, str | int | float | bool | None]:
-        return {
-            **asdict(self.config),
-            "loss": None if self.loss is None else Path(self.loss).name,
-            "alpha": self.alpha,
-            "temperature": self.temperature,
-            "learned_ranges": self.learned,
-            "seed": inputs.seed,
-            "samples": len(self.training),
-            "data_sha256": self.training.fingerprint(),
-            "epochs_run": result.epochs,
-            "best_epoch": result.best_epoch,
-        }
 
     def _fingerprint(self, model: Model, inputs: PassInputs, loss: Loss) -> str:
         """Of everything that decides the result."""
@@ -163,28 +155,10 @@ class QuantizationAwareTraining:
             self.format, self.config, self.loss, loss.source, loss.class_count, self.alpha, self.temperature,
             self.learned, inputs.scheme, inputs.rules, inputs.seed, inputs.count, inputs.estimator,
             self.training.fingerprint(), validation, state_digest(model.module),
+            None if self.constraint is None else type(self.constraint).__qualname__,
         )  # fmt: skip
         digest = hashlib.sha256(repr(settings).encode())
         for sample in inputs.progress.track(inputs.samples(), "Identifying the data", inputs.count):
             for spec in model.inputs:
                 digest.update(np.ascontiguousarray(sample.inputs[spec.name]).tobytes())
         return digest.hexdigest()
-
-
-def _trainable(module: torch.nn.Module) -> torch.nn.Module:
-    """The module, or where all its parameters are frozen, as in a model loaded for inference, a copy of it to train."""
-    import copy
-
-    parameters = list(module.parameters())
-    if any(parameter.requires_grad for parameter in parameters):
-        return module
-    real = [parameter for parameter in parameters if parameter.is_floating_point()]
-    if not real:
-        raise ConversionError(
-            "the model has no parameters to train: its weights are constants of a graph",
-            fix="give the model as a Python factory (file.py:factory)",
-        )
-    thawed = copy.deepcopy(module)
-    for parameter in thawed.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
-    return thawed

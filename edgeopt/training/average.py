@@ -15,14 +15,16 @@ class MovingAverage:
     Args:
         module: what is averaged.
         decay: of the average; None keeps none, and then nothing here has an effect.
+        keep_zeros: what is zero in the module is zero in the average too, however lately it became so.
 
     Attributes:
         tensors: the average under the names of the module's state; empty until `start`.
     """
 
-    def __init__(self, module: nn.Module, decay: float | None) -> None:
+    def __init__(self, module: nn.Module, decay: float | None, *, keep_zeros: bool = False) -> None:
         self._module = module
         self._decay = decay
+        self._keep_zeros = keep_zeros
         self.tensors: dict[str, Tensor] = {}
 
     def start(self, tensors: Mapping[str, Tensor] | None = None) -> None:
@@ -39,10 +41,13 @@ class MovingAverage:
         decay = min(self._decay, (1 + step) / (10 + step))
         with torch.no_grad():
             for name, tensor in self._module.state_dict().items():
-                if tensor.is_floating_point():
-                    self.tensors[name].lerp_(tensor, 1 - decay)
-                else:
-                    self.tensors[name].copy_(tensor)
+                average = self.tensors[name]
+                if not tensor.is_floating_point():
+                    average.copy_(tensor)
+                    continue
+                average.lerp_(tensor, 1 - decay)
+                if self._keep_zeros:
+                    average.masked_fill_(tensor == 0, 0)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

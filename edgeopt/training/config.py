@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 
@@ -43,9 +44,48 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Teaching:
+    """What training minimizes.
+
+    Attributes:
+        loss, alpha, temperature: see `edgeopt.training.losses.load_loss`.
+        features: "student layer=teacher layer" (or one path for both): their outputs are matched, through a learned
+            projection where the shapes differ.
+        feature_weight: of that term.
+        attention: whether attention maps of equal shape are matched too.
+        teacher_cache: folder that keeps the teacher's outputs in float32, for data that are the same in every epoch;
+            None computes them anew.
+    """
+
+    loss: str | None = None
+    alpha: float = 0.5
+    temperature: float = 2.0
+    features: tuple[str, ...] = ()
+    feature_weight: float = 1.0
+    attention: bool = False
+    teacher_cache: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How good a model is on some data, higher being better.
+
+    Attributes:
+        value: accuracy, or the negative mean of a loss.
+        count: how many labels, or samples, it is the mean over.
+        is_accuracy: which of the two.
+    """
+
+    value: float
+    count: int
+    is_accuracy: bool
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingResult:
     """`epochs`: how many ran. `best_epoch`: the one that was kept, 0 being the untrained model; `score`: accuracy
-    where labels are class indices, else the negative loss, of the simulated file on the validation data."""
+    where labels are class indices, else the negative loss, on the validation data (of the simulated file, where one
+    is simulated). Both are None where no epoch was chosen by validation data."""
 
     epochs: int
     best_epoch: int | None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,9 +11,9 @@ from torch import Tensor, nn
 
 from edgeopt.errors import DataError
 from edgeopt.training.calls import explained, outputs_of
-from edgeopt.training.data import parts, validation_batches
-from edgeopt.training.losses import Loss, labelled_scores
-from edgeopt.training.quantized_module import QuantizedModule
+from edgeopt.training.config import Score
+from edgeopt.training.data import Kept, Parts, parts, validation_batches
+from edgeopt.training.losses import Loss
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -22,22 +24,24 @@ if TYPE_CHECKING:
 
 
 class Judge:
-    """Scores a module on validation data, as the file will compute: in eval mode, with fake quantization.
+    """Scores a module on validation data, as the file will compute: in eval mode, with fake quantization if any.
 
     Args:
         module: with its ranges set.
-        teacher: the float network, in eval mode.
+        teacher: in eval mode; None where the loss needs none.
+        kept: the teacher's outputs for these data.
     """
 
     def __init__(
         self,
-        module: QuantizedModule,
-        teacher: nn.Module,
+        module: nn.Module,
+        teacher: nn.Module | None,
         data: Dataset,
         inputs: tuple[TensorSpec, ...],
         loss: Loss,
         batch_size: int,
         progress: Progress,
+        kept: Kept | None = None,
     ) -> None:
         self._module = module
         self._teacher = teacher
@@ -46,15 +50,17 @@ class Judge:
         self._loss = loss
         self._batch_size = batch_size
         self._progress = progress
+        self._kept = kept
 
-    def score(self, accelerator: Accelerator) -> float:
+    def score(self, accelerator: Accelerator) -> Score:
         """Accuracy where labels are class indices, else the negative loss; the same in every process.
 
         Raises DataError where no label counts, or one names a class that the network does not score.
         """
-        batches = validation_batches(self._data, self._inputs, self._batch_size)
+        batches = validation_batches(self._data, self._inputs, self._batch_size, self._kept)
         good = torch.zeros((), dtype=torch.float64)
         total = torch.zeros((), dtype=torch.float64)
+        is_accuracy = True
         was_training = self._module.training
         self._module.eval()
         try:
@@ -63,23 +69,34 @@ class Judge:
                     if index % accelerator.num_processes != accelerator.process_index:
                         continue
                     on_device = tuple(tensor.to(accelerator.device) for tensor in batch)
-                    value, weight = self._score_batch(*parts(on_device, self._inputs))
-                    good, total = good + value, total + weight
+                    value, weight, counts_classes = self._score_batch(parts(on_device, self._inputs, self._kept))
+                    good, total, is_accuracy = good + value, total + weight, counts_classes
         finally:
             self._module.train(was_training)
         sums = accelerator.reduce(torch.stack([good, total]).float().to(accelerator.device), "sum")
         if not float(sums[1]):
             raise DataError("has no sample with a label that counts", where="validation data")
-        return float(sums[0] / sums[1])
+        return Score(float(sums[0] / sums[1]), int(sums[1]), is_accuracy)
 
-    def _score_batch(self, arguments: tuple[Tensor, ...], labels: Tensor | None) -> tuple[float, float]:
-        """Sum and count."""
+    def _score_batch(self, batch: Parts) -> tuple[float, float, bool]:
+        """Sum and count, and whether it is one of right answers."""
+        arguments, labels = batch.arguments, batch.labels
         with explained("the network can't run the validation samples"):
             outputs = outputs_of(self._module, arguments)
-            index = labelled_scores(outputs, labels, "validation data")
-            if index is not None and labels is not None:
+            scores = self._loss.scores(outputs, labels, "validation data")
+            if scores is not None and labels is not None:
                 counted = labels >= 0
-                return float(((outputs[index].argmax(-1) == labels) & counted).sum()), float(counted.sum())
-            teacher = outputs_of(self._teacher, arguments, self._module.rows) if self._loss.needs_teacher else []
+                return float(((scores.argmax(-1) == labels) & counted).sum()), float(counted.sum()), True
+            taught: Sequence[Tensor] = batch.taught or ()
+            if batch.taught is None and self._teacher is not None:
+                taught = outputs_of(self._teacher, arguments)
             count = len(arguments[0])
-            return -float(self._loss(outputs, labels, teacher)) * count, count
+            return -float(self._loss_of(labels, bool(taught))(outputs, labels, taught)) * count, count, False
+
+    def _loss_of(self, labels: Tensor | None, has_teacher: bool) -> Loss:
+        """What can be said without labels is the distance to the teacher."""
+        if labels is not None or self._loss.task is None:
+            return self._loss
+        if not has_teacher:
+            raise DataError("has no labels to judge the model by", where="validation data", fix="give labelled data")
+        return replace(self._loss, task=None)

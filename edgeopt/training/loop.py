@@ -9,71 +9,76 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from edgeopt.errors import ConversionError, UsageError
+from edgeopt.errors import ConversionError
 from edgeopt.progress import Silent
 from edgeopt.training.average import MovingAverage
 from edgeopt.training.calls import explained, outputs_of
 from edgeopt.training.checkpoint import Checkpoints, LoopState
 from edgeopt.training.config import TrainingConfig, TrainingResult
-from edgeopt.training.data import Batch, EpochOrder, TrainingData, parts, training_batches
+from edgeopt.training.constraint import Constraint, Tightening
+from edgeopt.training.data import Batch, EpochOrder, Kept, Parts, TrainingData, parts, training_batches
 from edgeopt.training.judge import Judge
 from edgeopt.training.losses import Loss
 from edgeopt.training.optimization import Schedule, optimizer_of
 from edgeopt.training.process import accelerator_for, reproducible, seed_everything
-from edgeopt.training.quantized_module import QuantizedModule
 from edgeopt.training.rehearsal import rehearse, takes_batches
+from edgeopt.training.teacher_cache import TeacherCache
+from edgeopt.training.trainable import Trainable, thawed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch.utils.data import DataLoader
 
     from edgeopt.progress import Progress
-    from edgeopt.types import EstimatorSpec
 
 
 class Trainer:
-    """Trains a `QuantizedModule` in place.
+    """Trains a network in place.
 
     Args:
         module: what is trained.
-        teacher: the float model, in eval mode.
-        data, loss, config, estimator: see there.
+        teacher: shares no tensor with it; None where the loss needs none.
+        data, loss, config: see there.
         seed: of the order of samples and of dropout.
         progress: told about every epoch.
         checkpoints: where the state is kept after every epoch; None keeps none.
         fingerprint: identifies the run for `Checkpoints`.
+        constraint: kept to all the way.
     """
 
     def __init__(
         self,
-        module: QuantizedModule,
-        teacher: nn.Module,
+        module: Trainable,
+        teacher: nn.Module | None,
         data: TrainingData,
         loss: Loss,
         config: TrainingConfig,
-        estimator: EstimatorSpec,
         seed: int,
         progress: Progress,
         checkpoints: Checkpoints | None,
         fingerprint: str,
+        constraint: Constraint | None = None,
     ) -> None:
         self._module = module
-        self._teacher = teacher
+        self._teacher = None if teacher is None else Trainable(teacher, module.sample_rows).eval()
         self._data = data
         self._loss = loss
         self._config = config
-        self._estimator = estimator
         self._seed = seed
         self._progress = progress
         self._checkpoints = checkpoints
         self._fingerprint = fingerprint
-        self._average = MovingAverage(module, config.ema)
+        self._constraint = constraint
+        self._average = MovingAverage(module, config.ema, keep_zeros=constraint is not None)
         self._best: dict[str, Tensor] = {}
+        self._kept: Kept | None = None
+        self._kept_validation: Kept | None = None
 
     def run(self) -> TrainingResult:
         """Train. The module then is in eval mode on the CPU, with the weights of the best epoch where there is
@@ -84,35 +89,45 @@ class Trainer:
             UsageError: a loss or a setting that doesn't fit; a checkpoint of another run.
             ConversionError: the network can't run in training, or the loss becomes NaN or Inf.
         """
-        with reproducible(), accelerator_for(self._config) as accelerator:
-            result = self._run(accelerator)
+        with _can_train():
+            self._module.train().eval()  # exported graphs may refuse
+        with ExitStack() as stack:
+            stack.enter_context(reproducible())
+            stack.enter_context(thawed(self._module.network))
+            stack.callback(self._leave)
+            if self._config.gradient_checkpointing:
+                stack.enter_context(self._module.checkpointed())
+            return self._run(stack.enter_context(accelerator_for(self._config)))
+
+    def _leave(self) -> None:
+        self._module.zero_grad(set_to_none=True)
         self._module.to("cpu").eval()
-        return result
 
     def _run(self, accelerator: Accelerator) -> TrainingResult:
         config, module = self._config, self._module
         if not accelerator.is_main_process:
             self._progress = Silent()
-        self._teacher.to(accelerator.device).eval()
+        if self._teacher is not None:
+            self._teacher.to(accelerator.device)
         order = EpochOrder(self._data.training, self._seed)
-        loader = training_batches(self._data.training, self._data.inputs, config.batch_size, order)
         module.to(accelerator.device)
-        if config.gradient_checkpointing:
-            _checkpoint_gradients(module)
         optimizer = optimizer_of(module, config)
-        self._rehearse(accelerator, next(iter(loader)))
-        wrapped, optimizer, loader = accelerator.prepare(module, optimizer, loader)
+        self._rehearse(accelerator, next(iter(self._batches(order))))
+        if self._constraint is not None:
+            self._constraint.start(module.network)
+        self._keep_teaching(accelerator)
+        wrapped, optimizer, loader = accelerator.prepare(module, optimizer, self._batches(order))
         restored = self._checkpoints.restore(accelerator, self._fingerprint) if self._checkpoints is not None else None
         if restored is None:
             self._calibrate(accelerator, keep_learned=False)
             self._average.start()
-            score = self._score(accelerator)
-            state = LoopState(0, 0, None if score is None else 0, score, self._fingerprint)
-            self._best = self._snapshot() if score is not None else {}
+            state = self._judge(accelerator, LoopState(0, 0, None, None, self._fingerprint))
         else:
             state, tensors = restored
             self._average.start(_below("average", tensors, accelerator.device))
             self._best = _below("best", tensors, torch.device("cpu"))
+            if self._constraint is not None:
+                self._constraint.restore(_below("constraint", tensors, accelerator.device))
         steps_per_epoch = math.ceil(len(loader) / config.gradient_accumulation)
         schedule = Schedule(config, steps_per_epoch * config.epochs)
         while state.epoch < config.epochs and not self._is_stuck(state):
@@ -128,6 +143,8 @@ class Trainer:
             if self._checkpoints is not None:
                 tensors = {f"average/{k}": v for k, v in self._average.tensors.items()}
                 tensors |= {f"best/{k}": v for k, v in self._best.items()}
+                if self._constraint is not None:
+                    tensors |= {f"constraint/{k}": v for k, v in self._constraint.state().items()}
                 self._checkpoints.save(accelerator, state, tensors)
         if self._best:
             module.load_state_dict(self._best)
@@ -150,13 +167,14 @@ class Trainer:
         for batch in self._progress.track(loader, title, len(loader)):
             self._module.frozen_statistics = step >= schedule.freeze_at
             wrapped.train()
-            arguments, labels = parts(batch, self._data.inputs)
+            taken = parts(batch, self._data.inputs, self._kept)
             with accelerator.accumulate(wrapped):
                 for group in optimizer.param_groups:
                     group["lr"] = schedule.rate(step)
                 with accelerator.autocast(), _can_train():
-                    outputs = outputs_of(wrapped, arguments)
-                    loss = self._loss(outputs, labels, self._taught(arguments))
+                    loss = self._loss(outputs_of(wrapped, taken.arguments), taken.labels, self._taught(taken))
+                    penalty = None if self._constraint is None else self._constraint.penalty()
+                    loss = loss if penalty is None else loss + penalty
                 if not bool(torch.isfinite(loss)):
                     raise ConversionError(
                         f"the loss became {float(loss.detach())} in step {step + 1}",
@@ -171,6 +189,8 @@ class Trainer:
                 optimizer.zero_grad()
             if accelerator.sync_gradients:
                 step += 1
+                if self._constraint is not None:
+                    self._constraint.after_step(step, schedule.steps)
                 self._average.update(step)
         return step
 
@@ -191,23 +211,46 @@ class Trainer:
 
     def _rehearse(self, accelerator: Accelerator, batch: Batch) -> None:
         """Try the first batch, and find out whether samples must be run one by one."""
-        module = self._module
+        module, teacher = self._module, self._teacher
         module.frozen_statistics = self._config.freeze_batch_norm_after <= 0
-        arguments, labels = parts(tuple(tensor.to(accelerator.device) for tensor in batch), self._data.inputs)
-        if not takes_batches(self._teacher, arguments, module.sample_rows):
-            module.rows = module.sample_rows
-            self._progress.step("Running the samples of a batch one by one: the network has a fixed batch size")
+        taken = parts(tuple(tensor.to(accelerator.device) for tensor in batch), self._data.inputs)
+        networks: dict[str, Trainable | None] = {"network": module, "teacher": teacher}
+        for name, network in networks.items():
+            if network is not None and not takes_batches(network.network.eval(), taken.arguments, network.sample_rows):
+                network.rows = network.sample_rows
+                self._progress.step(f"Running the samples of a batch one by one: the {name} has a fixed batch size")
         with accelerator.autocast():
-            rehearse(module, self._teacher, self._loss, arguments, labels)
+            rehearse(module, teacher, self._loss, taken.arguments, taken.labels)
 
-    def _taught(self, arguments: tuple[Tensor, ...]) -> list[Tensor]:
-        if not self._loss.needs_teacher:
-            return []
+    def _batches(self, order: EpochOrder) -> DataLoader[Batch]:
+        data = self._data
+        return training_batches(data.training, data.inputs, self._config.batch_size, order, self._kept)
+
+    def _keep_teaching(self, accelerator: Accelerator) -> None:
+        """Compute the teacher's outputs for all samples now, if they are to be kept."""
+        data = self._data
+        if data.cache is None or self._teacher is None:
+            return
+        size = self._config.batch_size
+        cache = TeacherCache(data.cache, self._teacher, data.inputs, size, accelerator.device, self._progress)
+        with accelerator.main_process_first():
+            self._kept = cache.of(data.training)
+            # Labelled samples are judged by their labels.
+            if data.validation is not None and not data.validation.is_labelled:
+                self._kept_validation = cache.of(data.validation)
+
+    def _taught(self, batch: Parts) -> Sequence[Tensor]:
+        if batch.taught is not None:
+            return batch.taught
+        if self._teacher is None:
+            return ()
         with torch.no_grad():
-            return outputs_of(self._teacher, arguments, self._module.rows)
+            return outputs_of(self._teacher, batch.arguments)
 
     def _judge(self, accelerator: Accelerator, state: LoopState) -> LoopState:
-        """The state with the new epoch's score, if it is the best."""
+        """The state with the epoch's score, if it is the best; as it was, without validation data."""
+        if isinstance(self._constraint, Tightening) and not self._constraint.is_settled():
+            return state
         with self._average.in_place():
             score = self._score(accelerator)
             if score is None or (state.best_score is not None and score <= state.best_score):
@@ -227,17 +270,19 @@ class Trainer:
         self._calibrate(accelerator)
         judge = Judge(
             self._module, self._teacher, data.validation, data.inputs, self._loss, self._config.batch_size,
-            self._progress,
+            self._progress, self._kept_validation,
         )  # fmt: skip
-        return judge.score(accelerator)
+        return judge.score(accelerator).value
 
     def _calibrate(self, accelerator: Accelerator, *, keep_learned: bool = True) -> None:
-        data = self._data
+        calibration = self._data.calibration
+        if calibration is None:
+            return
 
         def batches() -> Iterator[tuple[Tensor, ...]]:
-            return (tuple(t.to(accelerator.device) for t in arguments) for arguments in data.calibration())
+            return (tuple(t.to(accelerator.device) for t in arguments) for arguments in calibration.samples())
 
-        self._module.calibrate(batches, data.count, self._estimator, keep_learned=keep_learned)
+        self._module.calibrate(batches, calibration.count, calibration.estimator, keep_learned=keep_learned)
 
     def _snapshot(self) -> dict[str, Tensor]:
         return {name: tensor.detach().cpu().clone() for name, tensor in self._module.state_dict().items()}
@@ -250,25 +295,6 @@ def _can_train() -> AbstractContextManager[None]:
 def _below(prefix: str, tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     start = f"{prefix}/"
     return {name.removeprefix(start): t.to(device) for name, t in tensors.items() if name.startswith(start)}
-
-
-def _checkpoint_gradients(module: QuantizedModule) -> None:
-    how = {"use_reentrant": False, "context_fn": module.checkpoint_contexts}
-    for part in module.network.modules():
-        # transformers renames the method: the old name warns where the new one is.
-        for word in ("activation", "gradient"):
-            enable = getattr(part, f"{word}_checkpointing_enable", None)
-            if callable(enable):
-                try:
-                    enable(**{f"{word}_checkpointing_kwargs": how})
-                except ValueError as error:
-                    raise UsageError(str(error), where="gradient-checkpointing", fix="leave it out") from error
-                return
-    raise UsageError(
-        "the model does not offer it (no gradient_checkpointing_enable)",
-        where="gradient-checkpointing",
-        fix="leave it out, or use a smaller --batch-size with --gradient-accumulation",
-    )
 
 
 def frozen_copy(module: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""What training minimizes: a task loss, the distance to the float model, or a mixture.
+"""What training minimizes: a task loss, the distance to the teacher, or a mixture, and the distance of features.
 
 Distillation follows Hinton et al., "Distilling the Knowledge in a Neural Network" (2015).
 """
@@ -25,23 +25,28 @@ TaskLoss = Callable[[Sequence[Tensor], Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """alpha * task + (1 - alpha) * distillation.
+    """alpha * task + (1 - alpha) * distillation + feature_weight * features.
 
     Attributes:
         task: None for distillation alone.
         alpha: weight of the task loss.
         temperature: of the softmax whose shares are compared; they are scaled by its square, as the paper has it.
         class_count: classes that the model is known to tell apart; None where it declares none.
+        outputs: how many of the tensors that the networks return are outputs; those behind them are features, which
+            are compared pair by pair with `relative_error`. None where all are outputs.
+        feature_weight: of the mean over these pairs.
     """
 
     task: TaskLoss | None
     alpha: float
     temperature: float
     class_count: int | None = None
+    outputs: int | None = None
+    feature_weight: float = 1.0
 
     @property
     def needs_teacher(self) -> bool:
-        return self.task is None or self.alpha < 1
+        return self.task is None or self.alpha < 1 or self.outputs is not None
 
     @property
     def source(self) -> bytes:
@@ -49,17 +54,38 @@ class Loss:
         return self.task.source() if isinstance(self.task, _UserLoss) else b""
 
     def __call__(self, outputs: Sequence[Tensor], labels: Tensor | None, teacher: Sequence[Tensor]) -> Tensor:
-        """The loss of one batch, a scalar. Raises DataError when a task loss meets a batch without labels."""
+        """The loss of one batch, a scalar.
+
+        Raises:
+            DataError: a task loss meets a batch without labels.
+            UsageError: the teacher returns other tensors than the network.
+        """
         total = torch.zeros((), device=outputs[0].device)
+        outputs, features = self._split(outputs)
+        teacher, wanted = self._split(teacher)
         if self.task is not None and self.alpha > 0:
             if labels is None:
                 raise DataError("has samples without labels, which the loss needs", where="training data")
             total = total + self.alpha * self.task(outputs, labels)
-        if self.needs_teacher:
-            weight = 1.0 if self.task is None else 1 - self.alpha
+        weight = 1.0 if self.task is None else 1 - self.alpha
+        if weight > 0:
+            check_same_shapes("output", outputs, teacher)
             classes = self._class_outputs(outputs, labels)
             total = total + weight * distillation(outputs, teacher, self.temperature, classes)
+        if features or wanted:
+            check_same_shapes("feature", features, wanted)
+            errors = [relative_error(mine, goal) for mine, goal in zip(features, wanted, strict=True)]
+            total = total + self.feature_weight * torch.stack(errors).mean()
         return total
+
+    def scores(self, outputs: Sequence[Tensor], labels: Tensor | None, checked: str) -> Tensor | None:
+        """The class scores that the labels are classes of; see `labelled_scores`."""
+        index = labelled_scores(self._split(outputs)[0], labels, checked)
+        return None if index is None else outputs[index]
+
+    def _split(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Outputs and features."""
+        return (tensors, ()) if self.outputs is None else (tensors[: self.outputs], tensors[self.outputs :])
 
     def _class_outputs(self, outputs: Sequence[Tensor], labels: Tensor | None) -> frozenset[int]:
         """Places of the outputs that are known to be class scores: class indices go with them, or there is one for
@@ -132,10 +158,9 @@ def mean_squared_error(outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
 def distillation(
     outputs: Sequence[Tensor], teacher: Sequence[Tensor], temperature: float, classes: Container[int]
 ) -> Tensor:
-    """Distance to the float model's outputs, mean over the outputs.
+    """Distance to the teacher's outputs, mean over the outputs.
 
-    T^2 KL(teacher || student) of class scores; elsewhere the mean squared error, in units of the teacher's variance
-    over the batch (of its mean square, where all its values are the same).
+    T^2 KL(teacher || student) of class scores; elsewhere the `relative_error`.
 
     Args:
         classes: places of the outputs that are class scores, with the classes along the last axis.
@@ -152,13 +177,31 @@ def distillation(
             divergence = functional.kl_div(log_mine, log_wanted, reduction="batchmean", log_target=True)
             losses.append(divergence * temperature**2)
         else:
-            goal = wanted.float()
-            spread, size = goal.var(correction=0), goal.square().mean()
-            unit = torch.where(spread > 1e-6 * size, spread, size).clamp(min=1e-12)
-            losses.append(functional.mse_loss(mine.float(), goal) / unit)
+            losses.append(relative_error(mine, wanted))
     if not losses:
         raise UsageError("no output is real, so there is nothing to distill", fix="give --loss file.py:function")
     return torch.stack(losses).mean()
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared error in units of the variance of what is wanted over the batch (of its mean square, where all its
+    values are the same); a scalar."""
+    goal = wanted.float()
+    spread, size = goal.var(correction=0), goal.square().mean()
+    unit = torch.where(spread > 1e-6 * size, spread, size).clamp(min=1e-12)
+    return functional.mse_loss(found.float(), goal) / unit
+
+
+def check_same_shapes(what: str, mine: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
+    """Raises UsageError unless both networks returned tensors of the same shapes."""
+    shapes, wanted = ([tuple(tensor.shape) for tensor in tensors] for tensors in (mine, teacher))
+    if shapes != wanted:
+        raise UsageError(
+            f"the teacher's {what}s have shapes {', '.join(map(str, wanted)) or 'none'}, the model's "
+            f"{', '.join(map(str, shapes)) or 'none'}",
+            where="training",
+            fix="give a teacher that answers in the model's form, or train on labels alone (alpha = 1)",
+        )
 
 
 def labelled_scores(outputs: Sequence[Tensor], labels: Tensor | None, checked: str | None = None) -> int | None:

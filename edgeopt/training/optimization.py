@@ -8,7 +8,7 @@ import torch
 
 from edgeopt.errors import UsageError
 from edgeopt.training.config import TrainingConfig
-from edgeopt.training.quantized_module import QuantizedModule
+from edgeopt.training.trainable import Trainable
 
 
 class Schedule:
@@ -16,18 +16,18 @@ class Schedule:
 
     def __init__(self, config: TrainingConfig, steps: int) -> None:
         self._peak = config.learning_rate
-        self._steps = max(steps, 1)
+        self.steps = steps
         self._warmup = round(config.warmup * steps)
         self.freeze_at = math.inf if config.freeze_batch_norm_after >= 1 else config.freeze_batch_norm_after * steps
 
     def rate(self, step: int) -> float:
         if step < self._warmup:
             return self._peak * (step + 1) / self._warmup
-        share = (step - self._warmup) / max(self._steps - self._warmup, 1)
+        share = (step - self._warmup) / max(self.steps - self._warmup, 1)
         return self._peak * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
-def optimizer_of(module: QuantizedModule, config: TrainingConfig) -> torch.optim.Optimizer:
+def optimizer_of(module: Trainable, config: TrainingConfig) -> torch.optim.Optimizer:
     """The optimizer of everything that can be trained; raises UsageError where nothing can."""
     scales = {id(parameter) for parameter in module.quantization_parameters()}
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +41,7 @@ def reproducible() -> Iterator[None]:
 def accelerator_for(config: TrainingConfig) -> Iterator[Accelerator]:
     """One Accelerator; its process-wide settings end with it, so that the next run may have others."""
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, GradientState, PartialState
+    from accelerate.state import AcceleratorState, GradientState
     from accelerate.utils import DistributedDataParallelKwargs
 
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
@@ -54,6 +55,15 @@ def accelerator_for(config: TrainingConfig) -> Iterator[Accelerator]:
     finally:
         accelerator.free_memory()
         if accelerator.num_processes > 1:
-            PartialState().destroy_process_group()
+            # A group that was left can't be joined again, and a recipe may train several times.
+            atexit.unregister(_leave_group)
+            atexit.register(_leave_group)
         AcceleratorState._reset_state()
         GradientState._reset_state()
+
+
+def _leave_group() -> None:
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()

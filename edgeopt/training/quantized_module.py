@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -14,20 +14,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from edgeopt.calibration.ranges import ActivationRanges, Range
 from edgeopt.errors import ConversionError
 from edgeopt.layer_names import strip_wrapper
-from edgeopt.training.calls import explained, outputs_of
+from edgeopt.training.calls import explained
 from edgeopt.training.fake_quant import ActivationQuantizer, Grid, WeightQuantizer, quantize_to_own_range
 from edgeopt.training.graph import record, tensors_of
 from edgeopt.training.plan import Plan, composites_of, plan
 from edgeopt.training.sites import Operator, Place, Scopes, Site, SiteMode
+from edgeopt.training.trainable import Batches, Trainable
 from edgeopt.types import EstimatorSpec, Format, LayerRules, Scheme
 
 #: Magnitude that no activation reaches but "minus infinity" of an attention mask; exporters keep such tensors float.
 _MASK = 1e9
 
-Batches = Callable[[], Iterable[Sequence[Tensor]]]
 
-
-class QuantizedModule(nn.Module):
+class QuantizedModule(Trainable):
     """A copy of a network with fake quantization around the operators that a format computes in int8.
 
     The copy keeps its own Python: it may be in training mode, with dropout and batch statistics, and its gradients
@@ -43,10 +42,6 @@ class QuantizedModule(nn.Module):
     Attributes:
         network: the copy.
         plan: what is rounded where.
-        frozen_statistics: in training mode, batch normalization stays with its running statistics.
-        sample_rows: entries of the first dimension that one sample has, per argument.
-        rows: the same once the network is to be run sample by sample, which freezes the statistics too; None hands
-            it whole batches.
 
     Raises:
         ConversionError: nothing in the network would be quantized.
@@ -63,8 +58,7 @@ class QuantizedModule(nn.Module):
         is_static: bool = True,
         learned: bool = False,
     ) -> None:
-        super().__init__()
-        self.network = copy.deepcopy(network)
+        super().__init__(copy.deepcopy(network), tuple(len(tensor) if tensor.dim() else 1 for tensor in example))
         self._scopes = Scopes(self.network)
         composites = composites_of(format_)
         graph = record(self.network, self._scopes, example, composites)
@@ -93,30 +87,15 @@ class QuantizedModule(nn.Module):
                 self.weights[key] = WeightQuantizer(start, weight.axis, learned=learned)
         self._simulator = _Simulator(self, composites, scheme)
         self._entered = False
-        self.frozen_statistics = False
-        self.sample_rows = tuple(len(tensor) if tensor.dim() else 1 for tensor in example)
-        self.rows: tuple[int, ...] | None = None
         self.train(False)
 
-    def forward(self, *arguments: Tensor) -> object:
-        return self._run(*arguments) if self.rows is None else outputs_of(self._run, arguments, self.rows)
-
-    def _run(self, *arguments: Tensor) -> object:
+    def run(self, *arguments: Tensor) -> object:
         with self._simulating():
             self._scopes.restart()
             try:
                 return self.network(*arguments)
             finally:
                 self._scopes.restart()
-
-    def train(self, mode: bool = True) -> QuantizedModule:
-        """Training mode, but for batch normalization whose statistics are frozen."""
-        super().train(mode)
-        if self.frozen_statistics or self.rows is not None:
-            for module in self.network.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
-        return self
 
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """The `context_fn` of `torch.utils.checkpoint`, to be given to it with the part of the network that it runs:

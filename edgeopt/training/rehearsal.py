@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from edgeopt.training.calls import batched, explained, outputs_of
 from edgeopt.training.losses import Loss
-from edgeopt.training.quantized_module import QuantizedModule
+from edgeopt.training.trainable import Trainable
 
 #: Outputs for a batch that differ more than this, relatively, from those for its samples are no float rounding.
 _TOLERANCE = 0.01
+#: Samples of the batch that are run one by one to compare.
+_COMPARED = 4
 
 
 def takes_batches(network: nn.Module, arguments: tuple[Tensor, ...], rows: Sequence[int]) -> bool:
@@ -26,26 +28,30 @@ def takes_batches(network: nn.Module, arguments: tuple[Tensor, ...], rows: Seque
 
     Raises ConversionError where it can't run the samples at all.
     """
+    count = len(arguments[0]) // rows[0]
+    few = min(count, _COMPARED)
     with torch.no_grad():
         with explained("the network can't run the training samples"):
-            single = outputs_of(network, arguments, rows)
+            first = tuple(argument[: few * size] for argument, size in zip(arguments, rows, strict=True))
+            single = outputs_of(network, first, rows)
         try:
             whole = outputs_of(network, arguments)
         except torch.OutOfMemoryError:
             return True  # that is no matter of shapes, and is told when the step is tried
         except Exception:  # a fixed batch size shows in whatever error the operator that trips over it has
             return False
-    count = len(arguments[0]) // rows[0]
-    return len(whole) == len(single) and all(_same(one, many, count) for one, many in zip(whole, single, strict=True))
+    return len(whole) == len(single) and all(
+        _same(many, one, count, few) for many, one in zip(whole, single, strict=True)
+    )
 
 
 def rehearse(
-    module: QuantizedModule, teacher: nn.Module, loss: Loss, arguments: tuple[Tensor, ...], labels: Tensor | None
+    module: Trainable, teacher: nn.Module | None, loss: Loss, arguments: tuple[Tensor, ...], labels: Tensor | None
 ) -> None:
     """Run one training step on this batch without taking it.
 
     Args:
-        teacher: the float network, in eval mode.
+        teacher: in eval mode; None where the loss needs none.
         arguments, labels: the first batch of training.
 
     Raises:
@@ -58,7 +64,7 @@ def rehearse(
         with explained("the network can't be trained"):
             outputs = outputs_of(module, arguments)
             with torch.no_grad():
-                taught = outputs_of(teacher, arguments, module.rows) if loss.needs_teacher else []
+                taught = [] if teacher is None else outputs_of(teacher, arguments)
             torch.autograd.backward(loss(outputs, labels, taught))
     finally:
         module.eval()
@@ -68,14 +74,17 @@ def rehearse(
                 buffer.copy_(before)
 
 
-def _same(whole: Tensor, single: Tensor, count: int) -> bool:
+def _same(whole: Tensor, single: Tensor, count: int, few: int) -> bool:
+    """Whether an output for `count` samples begins with that for the first few, which were run one by one."""
     whole = batched(whole)
-    if whole.shape != single.shape:
-        # `x.squeeze()` drops the batch axis of a single sample, which makes no difference to a batch.
-        if len(whole) != count or whole.numel() != single.numel():
-            return False
-        single = single.reshape(whole.shape)
+    is_alike = (len(whole) * few, *whole.shape[1:]) == (len(single) * count, *single.shape[1:])
+    # `x.squeeze()` drops the batch axis of a single sample, which makes no difference to a batch.
+    is_squeezed = len(whole) == count and whole.numel() * few == single.numel() * count
+    if not (is_alike or is_squeezed):
+        return False
     if not whole.is_floating_point():
         return True  # an index may go either way in a tie
-    error, size = (torch.nan_to_num(x.float()).norm() for x in (whole - single, single))
+    begin = whole[: len(whole) * few // count]
+    single = single.reshape(begin.shape)
+    error, size = (torch.nan_to_num(x.float()).norm() for x in (begin - single, single))
     return bool(error <= _TOLERANCE * size)

@@ -281,3 +281,35 @@ def test_refusals() -> None:
     other = replace(model(), inputs=(TensorSpec("z", (1, 6), "float32"),), example_inputs={"z": VALUES[:1]})
     with pytest.raises(DataError, match="lacks the input"):
         run_pass(training(CONFIG), other, inputs())
+
+
+class OddColumnsAreZero:
+    def start(self, module: nn.Module) -> None:
+        self._weight = module.get_parameter("0.weight")
+        self._apply()
+
+    def penalty(self) -> torch.Tensor | None:
+        return None
+
+    def after_step(self, step: int, steps: int) -> None:
+        del step, steps
+        self._apply()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        del state
+
+    def _apply(self) -> None:
+        with torch.no_grad():
+            self._weight[:, 1::2] = 0
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_zeros_stay_zeros(learned: bool) -> None:
+    config = replace(CONFIG, ema=0.9)
+    sparse = run_pass(training(config, learned=learned, constraint=OddColumnsAreZero()), model(), inputs())
+    weight = state(sparse)["0.weight"]
+    assert not weight[:, 1::2].any()
+    assert weight[:, ::2].any(0).all()

@@ -8,7 +8,7 @@ from torch import nn
 
 from edgeopt.datasets import open_dataset
 from edgeopt.progress import Silent
-from edgeopt.training.config import TrainingConfig
+from edgeopt.training.config import Score, TrainingConfig
 from edgeopt.training.judge import Judge
 from edgeopt.training.losses import load_loss
 from edgeopt.training.process import accelerator_for
@@ -34,7 +34,7 @@ def test_epochs_are_judged_as_the_file_computes() -> None:
     judge = Judge(module, network, data, SPECS, load_loss(None, True, 0.5, 2.0), 16, Silent())
     module.train()
     with accelerator_for(TrainingConfig()) as accelerator:
-        assert judge.score(accelerator) == 0.75
+        assert judge.score(accelerator) == Score(0.75, 64, is_accuracy=True)
     assert module.training
     assert network.training is False
     assert all(map(torch.equal, module.buffers(), statistics))
