@@ -11,6 +11,8 @@ from edgeopt.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
+    from edgeopt.sources.structure import Structure
+
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 #: Where training scripts commonly put the state dict within a checkpoint.
@@ -24,22 +26,67 @@ NAMED_KEYS = 3
 
 
 def load_weights(module: torch.nn.Module, path: Path) -> None:
-    """Fill the module from a file. Raises UsageError when it is absent, corrupt, or doesn't fit."""
+    """Fill the module from a file; where `save_model` wrote that, the module takes the shape of the saved one first.
+
+    Raises UsageError, with the module as it was, when the file is absent, corrupt, or doesn't fit.
+    """
     if not path.is_file():
         raise UsageError("no such weights file", where=str(path))
     if path.suffix not in SUFFIXES:
         raise UsageError("is not a weights file", where=str(path), fix=f"give one of {', '.join(SUFFIXES)}")
-    state = _without_prefix(_read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path))
+    if path.suffix != ".safetensors":
+        _load(module, _without_prefix(_read_checkpoint(path), module), path)
+        return
+    state, structure = _read_safetensors(path)
+    if structure is None:
+        _load(module, _without_prefix(state, module), path)
+    else:
+        _load_restructured(module, state, structure, path)
+
+
+def _load(module: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
     _fit(module, state, path)
     module.load_state_dict(state)
 
 
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
+def _load_restructured(module: torch.nn.Module, state: dict[str, torch.Tensor], text: str, path: Path) -> None:
+    from edgeopt.sources.structure import parse, restructured
+    from edgeopt.sources.structure_values import user_module
+
+    structure = parse(text, str(path))
+    try:
+        # Nothing is allocated before every shape is known to be that of a tensor in the file.
+        with restructured(module, structure):
+            _check_sizes(structure, state)
+            _fit(user_module(module), state, path)
+    except UsageError as error:
+        if error.where == str(path):
+            raise
+        raise UsageError(
+            f"was made from another network than {type(user_module(module)).__name__} ({error.line()})",
+            where=str(path),
+            fix="give the factory of the network that it was made from",
+        ) from error
+    user_module(module).load_state_dict(state)
+
+
+def _check_sizes(structure: Structure, state: Mapping[str, torch.Tensor]) -> None:
+    for edit in structure.tensors:
+        if edit.shape is not None and not any(name in state and state[name].shape == edit.shape for name in edit.names):
+            raise UsageError("has another shape than the file's tensor of that name", where=f"tensor {edit.names[0]!r}")
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], str | None]:
+    """The tensors, and the structure's JSON where there is one."""
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
+    from edgeopt.sources.structure_file import METADATA_KEY
+
     try:
-        return dict(load_file(path))
+        with safe_open(path, framework="pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+        return dict(load_file(path)), metadata.get(METADATA_KEY)
     except (SafetensorError, OSError) as error:
         raise UsageError(f"is corrupt ({error})", where=str(path), fix="write or download it again") from error
 
@@ -79,18 +126,25 @@ def _are_tensors(candidate: Mapping[object, object]) -> bool:
     return all(isinstance(value, torch.Tensor) for value in candidate.values())
 
 
-def _without_prefix(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _without_prefix(state: dict[str, torch.Tensor], module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    own = module.state_dict()
     for prefix in WRAPPER_PREFIXES:
-        if state and all(key.startswith(prefix) for key in state):
+        is_own = all(key.startswith(prefix) for key in own)
+        if state and not is_own and all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
 
 
 def _fit(module: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
-    own = {key: value for key, value in module.state_dict().items() if hasattr(value, "shape")}
+    """Complete the state, and check that it is the module's."""
+    own = {key: value for key, value in module.state_dict(keep_vars=True).items() if hasattr(value, "shape")}
+    # Files that hold shared tensors once leave all names but one out.
+    given = {id(value): state[key] for key, value in own.items() if key in state}
     for key, value in own.items():
+        if id(value) in given:
+            state.setdefault(key, given[id(value)])
         # Batch norm's counter, which checkpoints before torch 0.4.1 lack, matters to training only.
-        if key.endswith("num_batches_tracked"):
+        elif key.endswith("num_batches_tracked"):
             state.setdefault(key, value)
     problems = {
         "missing": [key for key in own if key not in state],

@@ -1,4 +1,5 @@
 import pickle
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,25 @@ def test_wrong_files(tmp_path: Path) -> None:
 def test_weights_go_with_factories_only(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--weights goes with a Python factory"):
         load_model("net.onnx", SourceOptions(weights=tmp_path / "w.pt"))
+
+
+class Tied(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = torch.nn.Embedding(5, 3), torch.nn.Linear(3, 5, bias=False)
+        self.head.weight = self.embedding.weight
+
+
+def test_shared_tensors_may_be_written_once(tmp_path: Path) -> None:
+    value = torch.arange(15.0).reshape(5, 3)
+    save_file({"embedding.weight": value}, tmp_path / "w.safetensors")
+    module = Tied()
+    load_weights(module, tmp_path / "w.safetensors")
+    assert torch.equal(module.head.weight, value)
+
+
+def test_a_prefix_that_is_the_networks_own_stays(tmp_path: Path) -> None:
+    module = torch.nn.Sequential(OrderedDict(module=net()))
+    torch.save({f"module.{key}": value for key, value in state().items()}, tmp_path / "w.pt")
+    load_weights(module, tmp_path / "w.pt")
+    assert torch.equal(module.state_dict()["module.0.weight"], state()["0.weight"])
