@@ -65,6 +65,8 @@ class RoundAdaptively:
             return f"{scheme.precision} rounds no weights to integers"
         if scheme.weight_values != "linear":
             return f"{scheme.weight_values} weights have no even grid"
+        if any(step.step == "sparsify" for step in model.history):
+            return "it would round some of the sparsified weights away from zero"
         if model.module is not None and not find_layers(model, model.module):
             return "the model has no layers with weights of their own"
         return None

@@ -18,7 +18,7 @@ from edgeopt.compression.round_adaptively import RoundAdaptively
 from edgeopt.compression.simulation import InputQuantizer, input_ranges, quantized_weight
 from edgeopt.errors import ConversionError
 from edgeopt.progress import Silent
-from edgeopt.types import EstimatorSpec, LayerRules, Model, Sample, Scheme, TensorSpec
+from edgeopt.types import EstimatorSpec, LayerRules, Model, Sample, Scheme, StepRecord, TensorSpec
 
 STATIC = Scheme("w8a8", "static")
 INT4 = Scheme("w4", "none")
@@ -145,6 +145,8 @@ def test_not_applicable() -> None:
     assert "fp16" in str(RoundAdaptively().not_applicable(convnet(), Scheme("fp16", "none")))
     assert "k-means" in str(RoundAdaptively().not_applicable(convnet(), replace(INT4, weight_values="k-means")))
     assert "no layers" in str(RoundAdaptively().not_applicable(model_of(nn.ReLU(), (1, 3, 4, 4)), INT4))
+    sparse = replace(convnet(), history=(StepRecord("sparsify"),))
+    assert "away from zero" in str(RoundAdaptively().not_applicable(sparse, INT4))
     assert RoundAdaptively().not_applicable(convnet(), INT4) is None
 
 

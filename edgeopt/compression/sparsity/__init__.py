@@ -1,0 +1,1 @@
+"""Zeros in weights: which ones, and how training keeps them."""
