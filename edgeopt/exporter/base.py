@@ -32,6 +32,9 @@ from edgeopt.types import (
 if TYPE_CHECKING:
     import torch
 
+#: What zeros are worth where no kernel skips them.
+ZEROS_SAVE_STORAGE = "zeros save storage only, in the bundle's packed file"
+
 
 @dataclass(frozen=True, slots=True)
 class CalibrationRun:
@@ -98,6 +101,11 @@ class Exporter(Protocol):
         self, model: Model, float_artifact: Artifact, request: QuantizationRequest, directory: Path
     ) -> Artifact:
         """Write `directory/model<suffix>` from the same model, at `request.scheme` (fp16 included)."""
+        ...
+
+    def store_sparse(self, artifact: Artifact, directory: Path) -> tuple[Artifact, tuple[Finding, ...]]:
+        """The file with its zeros in the form that the runtime's sparse kernels take, below `directory`; the file
+        itself where there are no such kernels, or none that fits. The findings say which, and why not."""
         ...
 
 

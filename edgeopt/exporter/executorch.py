@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeopt.errors import ConversionError
-from edgeopt.exporter.base import QuantizationRequest, make_artifact
+from edgeopt.exporter.base import ZEROS_SAVE_STORAGE, QuantizationRequest, make_artifact
 from edgeopt.exporter.executorch_graph import dynamic_shapes, example_inputs, simplify
 from edgeopt.exporter.executorch_io import quantize_io
 from edgeopt.exporter.executorch_lowering import blame, capture, first_line, lower, quiet_vendor
@@ -26,6 +26,7 @@ from edgeopt.layer_names import layer_is_exempt
 from edgeopt.types import (
     Artifact,
     Dim,
+    Finding,
     Format,
     LayerRules,
     Model,
@@ -90,6 +91,11 @@ class ExecuTorchExporter:
             lower(capture(graph, inputs, dynamic_shapes(model.inputs)), path)
         unquantized = _unquantized(read_program(path).ops, request, decoded)
         return _artifact(model, path, scheme.precision, io, _history(request), unquantized)
+
+    def store_sparse(self, artifact: Artifact, directory: Path) -> tuple[Artifact, tuple[Finding, ...]]:
+        del directory
+        told = f"ExecuTorch computes zeros like any other weight: {ZEROS_SAVE_STORAGE}"
+        return artifact, (Finding("no-sparse-kernels", artifact.precision, told),)
 
 
 def _capture_model(model: Model) -> ExportedProgram:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 
 from edgeopt.errors import ConversionError, UsageError
 from edgeopt.exporter import litert_convert, litert_quantize, litert_recipe
-from edgeopt.exporter.base import QuantizationRequest, make_artifact
+from edgeopt.exporter.base import ZEROS_SAVE_STORAGE, QuantizationRequest, make_artifact
 from edgeopt.exporter.litert_names import KERNEL_OPERATORS
+from edgeopt.exporter.litert_sparse import dense_here, write_sparse
 from edgeopt.formats.litert import readable, summarize
 from edgeopt.types import (
     Artifact,
     Dim,
     FileSummary,
+    Finding,
     Format,
     LayerRules,
     Model,
@@ -73,6 +76,32 @@ class LiteRTExporter:
         unquantized = _unquantized(summary, scheme, {readable(k.tensor): k.reason for k in reversed(kept)})
         history = (*float_artifact.history, _record(request))
         return _artifact(path, summary, scheme.precision, model, history, unquantized)
+
+    def store_sparse(self, artifact: Artifact, directory: Path) -> tuple[Artifact, tuple[Finding, ...]]:
+        if artifact.precision not in ("fp32", "fp16"):
+            told = f"LiteRT has sparse kernels for float 1x1 convolutions only: {ZEROS_SAVE_STORAGE}"
+            return artifact, (Finding("no-sparse-kernels", artifact.precision, told),)
+        path = directory / artifact.path.name
+        layers = write_sparse(artifact.path, path)
+        refused = tuple(
+            Finding("dense-layer", layer.name, layer.refusal) for layer in layers if layer.refusal is not None
+        )
+        if not path.is_file():
+            told = f"no layer of this network is one that LiteRT computes sparsely: {ZEROS_SAVE_STORAGE}"
+            return artifact, (Finding("no-sparse-kernels", artifact.precision, told), *refused)
+        taken = [layer for layer in layers if layer.refusal is None]
+        told = f"{len(taken)} of {len(layers)} float 1x1 convolutions are stored for LiteRT's sparse kernels"
+        here = dense_here()
+        where = f"; the latency here does not show it: {here}" if here is not None else ""
+        step = StepRecord("sparse-kernels", {"layers": len(taken)})
+        sparse = replace(
+            artifact,
+            path=path,
+            size_bytes=path.stat().st_size,
+            sha256=sha256(path.read_bytes()).hexdigest(),
+            history=(*artifact.history, step),
+        )
+        return sparse, (Finding("sparse-kernels", artifact.precision, told + where), *refused)
 
 
 def _summary(path: Path) -> FileSummary:

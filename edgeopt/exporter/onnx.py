@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeopt.errors import ConversionError
-from edgeopt.exporter.base import QuantizationRequest, make_artifact
+from edgeopt.exporter.base import ZEROS_SAVE_STORAGE, QuantizationRequest, make_artifact
 from edgeopt.exporter.onnx_calibrate import activation_ranges
 from edgeopt.exporter.onnx_convert import to_dynamic_int8, to_float16
 from edgeopt.exporter.onnx_embedding import quantize_embeddings
@@ -24,6 +24,7 @@ from edgeopt.formats.onnx import layer_names, load, read_signature
 from edgeopt.layer_names import layer_is_exempt
 from edgeopt.types import (
     Artifact,
+    Finding,
     Format,
     LayerRules,
     Model,
@@ -78,6 +79,11 @@ class OnnxExporter:
         history = (*float_artifact.history, _record(request))
         unquantized = tuple(unquantized_ops(proto, result, exempt, scheme)) if scheme.is_quantized else ()
         return _artifact(path, result, scheme.precision, model, history, unquantized)
+
+    def store_sparse(self, artifact: Artifact, directory: Path) -> tuple[Artifact, tuple[Finding, ...]]:
+        del directory
+        told = f"ONNX Runtime computes zeros like any other weight: {ZEROS_SAVE_STORAGE}"
+        return artifact, (Finding("no-sparse-kernels", artifact.precision, told),)
 
 
 def _static(
