@@ -1,0 +1,1 @@
+"""Structured pruning: what can be removed together, what it is worth, and its removal."""
