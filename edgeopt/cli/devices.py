@@ -43,6 +43,8 @@ def devices(
 
 
 def _show(device: DeviceProfile) -> None:
+    from edgeopt.device_profiles.channels import channel_multiple
+
     console = stdout()
     console.print(device.title, style="bold")
     console.print(
@@ -54,6 +56,7 @@ def _show(device: DeviceProfile) -> None:
                 "Memory": _memory(device),
                 "Accelerators": ", ".join(device.accelerators) or "none",
                 "Formats": ", ".join(device.formats),
+                "Width step": f"{channel_multiple(device, 'w8a8')} (int8), {channel_multiple(device, 'fp32')} (fp32)",
             }
         )
     )

@@ -45,6 +45,7 @@ class DeviceForm(Form):
     formats: Annotated[list[Format], Field(min_length=1)]
     reference_latency: list[LatencyForm] = Field(default_factory=list)
     sources: Annotated[list[Address], Field(min_length=1)]
+    channel_multiple: Count | None = None
 
 
 def names() -> list[str]:
@@ -69,4 +70,5 @@ def load(name_or_path: str) -> DeviceProfile:
         formats=tuple(form.formats),
         reference_latencies=tuple(ReferenceLatency(**latency.model_dump()) for latency in form.reference_latency),
         sources=tuple(form.sources),
+        channel_multiple=form.channel_multiple,
     )

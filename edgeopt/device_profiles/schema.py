@@ -34,7 +34,11 @@ class ReferenceLatency:
 
 @dataclass(frozen=True, slots=True)
 class DeviceProfile:
-    """Where the model will run. `memory_mb` is the RAM of the device; `sources` are addresses of the facts."""
+    """Where the model will run.
+
+    `memory_mb` is the RAM of the device; `channel_multiple` is a width step that was found for this device, None where
+    that of its kernels applies (see `edgeopt.device_profiles.channels`); `sources` are addresses of the facts.
+    """
 
     name: str
     title: str
@@ -47,3 +51,4 @@ class DeviceProfile:
     formats: tuple[Format, ...]
     reference_latencies: tuple[ReferenceLatency, ...]
     sources: tuple[str, ...]
+    channel_multiple: int | None = None

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from edgeopt.device_profiles import list_devices, load_device
+from edgeopt.device_profiles.channels import channel_multiple
 from edgeopt.device_profiles.schema import DeviceProfile
 from edgeopt.errors import ConfigError, UsageError
+from edgeopt.types import Precision
 
 LATENCY = Path(__file__).parents[2].parent / "shared" / "data" / "latency"
 
@@ -118,3 +120,28 @@ def test_mistakes_name_file_and_key(tmp_path: Path, text: str, problem: str) -> 
 def test_unknown_name_gives_the_nearest() -> None:
     with pytest.raises(UsageError, match="did you mean pixel-3"):
         load_device("pixel3")
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "multiple"),
+    [
+        ("pixel-6", "w8a8", 16),
+        ("pixel-6", "8da4w", 16),
+        ("pixel-6", "fp16", 16),
+        ("pixel-6", "fp32", 8),
+        ("pixel-6", "w8", 8),
+        ("pixel-3", "w8a8", 8),
+        ("redmi-6", "fp16", 8),
+    ],
+)
+def test_the_width_step_follows_the_kernels(device: str, precision: Precision, multiple: int) -> None:
+    assert channel_multiple(load_device(device), precision) == multiple
+
+
+def test_the_width_step_of_an_npu_and_of_ones_own(tmp_path: Path) -> None:
+    npu = OWN.replace("formats", 'accelerators = ["Arm Ethos-U65"]\nformats')
+    assert channel_multiple(load_device(write(tmp_path, npu)), "w8a8") == 16
+    own = OWN.replace("formats", "channel-multiple = 4\nformats")
+    assert channel_multiple(load_device(write(tmp_path, own)), "w8a8") == 4
+    with pytest.raises(ConfigError, match="channel-multiple"):
+        load_device(write(tmp_path, own.replace("= 4\nformats", "= 0\nformats")))
