@@ -235,9 +235,17 @@ def _signature(model: schema.Model, graphs: tuple[_Graph, ...]) -> Signature:
             tuple(_signature_tensor(graph.tensors[i].name, graph.tensors[i]) for i in graph.outputs),
         )
     definition = model.SignatureDefs(0)
-    tensors = graphs[definition.SubgraphIndex()].tensors
-    inputs = [definition.Inputs(i) for i in range(definition.InputsLength())]
-    outputs = [definition.Outputs(i) for i in range(definition.OutputsLength())]
+    graph = graphs[definition.SubgraphIndex()]
+    tensors = graph.tensors
+    # The definition is sorted as text (args_0, args_1, args_10, ...); LiteRT numbers them as the graph does.
+    inputs = sorted(
+        (definition.Inputs(i) for i in range(definition.InputsLength())),
+        key=lambda entry: graph.inputs.index(entry.TensorIndex()),
+    )
+    outputs = sorted(
+        (definition.Outputs(i) for i in range(definition.OutputsLength())),
+        key=lambda entry: graph.outputs.index(entry.TensorIndex()),
+    )
     return Signature(
         tuple(_signature_tensor(entry.Name().decode(), tensors[entry.TensorIndex()]) for entry in inputs),
         tuple(_signature_tensor(entry.Name().decode(), tensors[entry.TensorIndex()]) for entry in outputs),

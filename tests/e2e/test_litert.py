@@ -393,3 +393,31 @@ def test_a_dimension_that_the_code_fixes_is_an_error(tmp_path: Path) -> None:
     x = TensorSpec("x", (Dim("batch", 1, 8), 4), "float32")
     with pytest.raises(ConversionError, match="give a static shape"):
         EXPORTER.export_float(_model(FixedBatch(), (x,), (x,)), tmp_path)
+
+
+class ManyInputs(nn.Module):
+    """Twelve layers beside one another: more inputs and outputs than their numbers sort as text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, 5) for width in range(3, 15))
+
+    def forward(self, *xs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(layer(x) for layer, x in zip(self.layers, xs, strict=True))
+
+
+def test_more_than_ten_inputs_keep_their_order(tmp_path: Path) -> None:
+    specs = tuple(TensorSpec(f"x{i}", (1, 3 + i), "float32") for i in range(12))
+    outputs = tuple(TensorSpec(f"y{i}", (1, 5), "float32") for i in range(12))
+    arrays = {spec.name: np.full(spec.shape, i, np.float32) for i, spec in enumerate(specs)}
+    net = ManyInputs().eval()
+    model = Model("many", net, None, specs, outputs, arrays, None, (), (), "0" * 64)
+    artifact = LiteRTExporter().export_float(model, tmp_path)
+    with LiteRTRuntime().open(artifact.path, artifact.signature) as session:
+        found = session.run(arrays)
+        timings = session.profile(arrays, 3)
+    with torch.no_grad():
+        wanted = net(*(torch.from_numpy(array) for array in arrays.values()))
+    for i, expected in enumerate(wanted):
+        np.testing.assert_allclose(found[f"y{i}"], expected.numpy(), rtol=1e-4, atol=1e-5)
+    assert timings
