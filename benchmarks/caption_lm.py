@@ -25,6 +25,7 @@ PADDING, START, END = 0, 1, 2
 class DecoderLayer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
+        self.heads = HEADS
         self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
         self.query, self.key, self.value = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
         self.out = nn.Linear(WIDTH, WIDTH)
@@ -33,9 +34,9 @@ class DecoderLayer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, length, _ = x.shape
         y = self.norm1(x)
-        q, k, v = (f(y).view(batch, length, HEADS, -1).transpose(1, 2) for f in (self.query, self.key, self.value))
+        q, k, v = (f(y).view(batch, length, self.heads, -1).transpose(1, 2) for f in (self.query, self.key, self.value))
         mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, WIDTH))
+        x = x + self.out(mixed.transpose(1, 2).flatten(2))
         return x + self.down(nn.functional.gelu(self.up(self.norm2(x))))
 
 

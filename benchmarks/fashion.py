@@ -17,10 +17,10 @@ from fashion_net import TRAINED_ON, Rows, pictures, spec
 from measure import Figures, measure, model_file
 from vendor_routes import build
 
+from edgeopt.compression.steps import Qat
 from edgeopt.config import RunConfig, config_of
-from edgeopt.pipeline import export, qat
+from edgeopt.pipeline import export
 from edgeopt.training.config import TrainingConfig
-from edgeopt.tuning.qat import QatConfig
 from edgeopt.types import Bundle, Sample
 
 CALIBRATION, TUNING, TRAINING, VALIDATION = 256, 512, 10_000, 2_000
@@ -63,11 +63,11 @@ def main(data: Path, work: Path, targets: list[str]) -> None:
         }
         return replace(config_of(given), model=network, calibration=calibration, evaluation=tests)
 
-    settings = QatConfig(
-        train=training,
-        validation=validation,
-        training=TrainingConfig(epochs=2, batch_size=64, learning_rate=2e-4, freeze_batch_norm_after=0.0),
-    )
+    step = Qat(training=TrainingConfig(epochs=2, batch_size=64, learning_rate=2e-4, freeze_batch_norm_after=0.0))
+
+    def trained(target: str) -> RunConfig:
+        return replace(config(target, "qat", "none"), step=(step,), train=training, validation=validation)
+
     print(HEADER.format(fp32=90.85))
     for target in targets or (*VENDOR, str(per_tensor)):
         name = Path(target).stem
@@ -81,7 +81,7 @@ def main(data: Path, work: Path, targets: list[str]) -> None:
         print(_row(name, "plain", measure(model_file(plain[0]), plain[0], samples), plain[1]), flush=True)
         for file, made in (
             ("--recipe auto", lambda: export(config(target, "auto", "auto"))[0]),  # noqa: B023
-            ("QAT", lambda: qat(config(target, "qat", "none"), settings)[0]),  # noqa: B023
+            ("QAT", lambda: export(trained(target))[0]),  # noqa: B023
         ):
             bundle, seconds = _timed(made)
             print(_row(name, file, measure(model_file(bundle), bundle, samples), seconds), flush=True)

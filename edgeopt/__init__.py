@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgeopt.compression.steps import Step
     from edgeopt.datasets import DataSource
     from edgeopt.progress import Progress
     from edgeopt.sources import ModelSpec
@@ -19,6 +22,9 @@ def export(
     target: str = "android-int8",
     calibration: DataSource | None = None,
     evaluation: DataSource | None = None,
+    steps: Sequence[Step] = (),
+    train: DataSource | None = None,
+    validation: DataSource | None = None,
     progress: Progress | None = None,
     **options: object,
 ) -> Bundle:
@@ -28,9 +34,10 @@ def export(
         model: what the command line takes ("file.py:factory", "model.onnx", "hf:DIR"...), or an
             `edgeopt.sources.ModelSpec` around a module at hand.
         target: a target's name, or the path of one's TOML file.
-        calibration, evaluation: what the command line takes, or an object with `__len__` and `__getitem__`, or an
-            iterable that can be read several times (a torch Dataset or DataLoader, a list); items as in
-            docs/datasets.md.
+        steps: what is done to the model before, such as `edgeopt.compression.steps.Prune(...)`; see docs/recipes.md.
+        calibration, evaluation, train, validation: what the command line takes, or an object with `__len__` and
+            `__getitem__`, or an iterable that can be read several times (a torch Dataset or DataLoader, a list);
+            items as in docs/datasets.md.
         progress: told about every step; silent by default.
         options: the command line's other flags with underscores, e.g. `max_accuracy_drop=0.005`. No edgeopt.toml is
             read.
@@ -45,4 +52,5 @@ def export(
     from edgeopt.pipeline import export as run
 
     config = config_of({**options, "target": [target]})
-    return run(replace(config, model=model, calibration=calibration, evaluation=evaluation), progress)[0]
+    own = replace(config, model=model, calibration=calibration, evaluation=evaluation, step=tuple(steps))
+    return run(replace(own, train=train, validation=validation), progress)[0]

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from edgeopt.config_keys import GATE_OF_KEY, KEYS, Key, Place, nearest, read_text, read_toml
+from edgeopt.config_keys import GATE_OF_KEY, KEYS, Key
+from edgeopt.config_values import Place, nearest, read_text, read_toml
+from edgeopt.step_keys import some_steps
 
 if TYPE_CHECKING:  # types.py needs NumPy, which `edgeopt --help` does not
+    from edgeopt.compression.steps import Step
     from edgeopt.datasets import DataSource
     from edgeopt.sources import ModelSpec
     from edgeopt.types import Gates
@@ -31,8 +34,10 @@ class RunConfig:
     Fractions are fractions (0.005 is half a point), sizes are in MB of 2**20 bytes, times in milliseconds.
 
     Attributes:
-        model, calibration, evaluation: strings from the command line and edgeopt.toml; objects from Python.
+        model, calibration, evaluation, train, validation: strings from the command line and edgeopt.toml; objects from
+            Python.
         preprocessing: the `[preprocessing]` table as it was written; `tokenizer` already resolved.
+        step: what is done to the model before its export, in order.
         gates_off: fields of `Gates` that the user switched off.
         config_dir: folder of the configuration file; relative paths in that file start here.
     """
@@ -50,6 +55,8 @@ class RunConfig:
     num_calibration_samples: int = 128
     evaluation: DataSource | None = None
     num_evaluation_samples: int | None = None
+    train: DataSource | None = None
+    validation: DataSource | None = None
     metric: str | None = None
     seed: int = 0
     estimator: Literal["min-max", "percentile", "entropy", "mse"] | None = None
@@ -66,7 +73,10 @@ class RunConfig:
     max_size_mb: float | None = None
     max_peak_memory_mb: float | None = None
     threads: int = 1
+    step: tuple[Step, ...] = ()
     output_dir: Path = Path("dist")
+    save_weights: Path | None = None
+    cache_dir: Path | None = None
     float_twin: bool = True
     preprocessing: Mapping[str, object] | None = None
     gates_off: frozenset[str] = frozenset()
@@ -107,7 +117,9 @@ def _bytes(megabytes: float | None) -> int | None:
     return None if megabytes is None else round(megabytes * BYTES_PER_MB)
 
 
-_BY_SPELLING = {key.spelling: key for key in KEYS}
+#: No flag can say this one.
+_STEP = Key("step", "", some_steps, "", "", "")
+_BY_SPELLING = {key.spelling: key for key in (*KEYS, _STEP)}
 
 
 def load_config(path: Path | None, overrides: Mapping[str, object]) -> RunConfig:
@@ -163,7 +175,7 @@ def _flags(overrides: Mapping[str, object]) -> dict[str, tuple[object, Place]]:
 def _build(given: Mapping[str, tuple[object, Place]], base: Path) -> RunConfig:
     values: dict[str, Any] = {}
     off: set[str] = set()
-    for key in KEYS:
+    for key in _BY_SPELLING.values():
         if key.name not in given:
             continue
         value, place = given[key.name]

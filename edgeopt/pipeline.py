@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,57 +13,55 @@ from edgeopt.bundle import BundleContents, GoldenVector, prepare_output, write_b
 from edgeopt.calibration.health import check_inputs
 from edgeopt.comparison import Comparison, compare
 from edgeopt.config import RunConfig
-from edgeopt.plan import Data, Job, bundle_path, load, metric_of, open_data, plan_jobs, with_example, with_preprocessing
+from edgeopt.datasets import match_labels, open_dataset, select
+from edgeopt.plan import (
+    Data,
+    Job,
+    bundle_path,
+    load,
+    metric_of,
+    open_data,
+    plan_jobs,
+    with_example,
+    with_preprocessing,
+    with_training_data,
+)
 from edgeopt.progress import Progress, Silent
+from edgeopt.report.steps import draw_steps
 from edgeopt.revalidation import validate
 from edgeopt.runtimes import load_runtime
 from edgeopt.runtimes.reference import open_reference
-from edgeopt.tuning.qat import QatConfig, trainer, with_training_data
+from edgeopt.sources.structure_file import save_model
 from edgeopt.tuning.quantize import quantize
-from edgeopt.types import Artifact, Bundle, Finding, LayerRules, Model
+from edgeopt.tuning.sparse_file import with_sparse_kernels
+from edgeopt.tuning.step_figures import SAMPLES, Stage, figures
+from edgeopt.tuning.steps import Made, StepData, check_steps, run_steps
+from edgeopt.types import Artifact, Bundle, Finding, LayerRules, Model, StepFigures
 from edgeopt.validation.metrics import Metric
 from edgeopt.validation.prove import Subject, Terms, prove
 from edgeopt.workbench import Workbench
 
 if TYPE_CHECKING:
+    from edgeopt.datasets import DataSource
     from edgeopt.datasets.base import Dataset
 
-__all__ = ["Comparison", "compare", "export", "qat", "validate"]
+__all__ = ["Comparison", "compare", "export", "validate"]
 
 #: Each costs its inputs and outputs in bundle size.
 GOLDEN_VECTORS = 4
 
 
-#: Fine-tunes the model for one target, given the calibration samples.
-Train = Callable[[Model, Job, "Dataset | None"], Model]
-
-
 def export(config: RunConfig, progress: Progress | None = None) -> tuple[Bundle, ...]:
-    """Build and prove one bundle per target. A bundle that misses a gate is written too, marked failed.
+    """Do the steps of the recipe, then build and prove one bundle per target. A bundle that misses a gate is written
+    too, marked failed.
 
     Raises any `EdgeoptError` other than `GateError`; then nothing new stands in the output directory but the
-    bundles of targets that were finished before.
-    """
-    return _export(config, None, (), progress or Silent())
-
-
-def qat(config: RunConfig, settings: QatConfig, progress: Progress | None = None) -> tuple[Bundle, ...]:
-    """`export` with quantization-aware training for each target before its conversion.
-
-    Where the configuration names no data, the training data calibrate and the validation data prove the result.
+    bundles of targets that were finished before, and finished steps in the cache.
     """
     progress = progress or Silent()
-    config, findings = with_training_data(with_example(config), settings)
-    rules = LayerRules(config.keep_float, config.int16_activations)
-    train = trainer(settings, rules, config.num_calibration_samples, config.seed, progress)
-    return _export(config, train, findings, progress)
-
-
-def _export(
-    config: RunConfig, train: Train | None, findings: tuple[Finding, ...], progress: Progress
-) -> tuple[Bundle, ...]:
-    config = with_example(config)
+    config, findings = with_training_data(with_example(config))
     jobs = plan_jobs(config)
+    check_steps(config, jobs)
     progress.step("Loading the model")
     model = load(config)
     for job in jobs:
@@ -78,53 +76,103 @@ def _export(
     rules = LayerRules(config.keep_float, config.int16_activations)
     with TemporaryDirectory(prefix="edgeopt-") as folder:
         workbench = Workbench(model, data.calibration, rules, config.seed, Path(folder), progress)
-        return tuple(_build(job, config, model, data, metric, findings, workbench, train, progress) for job in jobs)
+        run = _Run(config, model, data, metric, findings, workbench, Path(folder), progress)
+        return tuple(run.build(job) for job in jobs)
 
 
-def _build(
-    job: Job,
-    config: RunConfig,
-    model: Model,
-    data: Data,
-    metric: Callable[[], Metric] | None,
-    findings: tuple[Finding, ...],
-    workbench: Workbench,
-    train: Train | None,
-    progress: Progress,
-) -> Bundle:
-    """Train where that is wanted, export, prove and pack one target."""
-    twin = workbench.float_artifact(job.target.format)
-    artifact: Artifact = twin
-    remarks: tuple[Finding, ...] = ()
-    if job.scheme.precision != "fp32":
-        bench = workbench if train is None else workbench.variant(train(model, job, data.calibration))
-        artifact, remarks = quantize(job, config, model, data, bench, workbench, progress)
-    subject = Subject(artifact, None if artifact is twin else twin, open_reference(model, config.threads))
-    terms = Terms(
-        model=model.name,
-        target=job.target.name,
-        runtimes=job.target.runtimes,
-        samples=lambda: iter(data.evaluation),
-        count=len(data.evaluation),
-        origin=data.origin,
-        metric=metric,
-        gates=job.gates,
-        required_gates=config.gates_set,
-        advice=job.target.advice,
-        threads=config.threads,
-    )
-    report = prove(subject, terms, (*findings, *remarks), progress)
-    progress.step("Writing the bundle")
-    contents = BundleContents(
-        target=replace(job.target, gates=job.gates, scheme=job.scheme, estimator=job.estimator),
-        device=job.device,
-        model=model,
-        artifact=artifact,
-        float_artifact=subject.float_twin if config.float_twin else None,
-        report=report,
-        golden=tuple(_golden(artifact, twin, data, job.target.runtimes[0])),
-    )
-    return write_bundle(bundle_path(config, model, job), contents)
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What the targets of one run share."""
+
+    config: RunConfig
+    model: Model
+    data: Data
+    metric: Callable[[], Metric] | None
+    findings: tuple[Finding, ...]
+    workbench: Workbench
+    folder: Path
+    progress: Progress
+
+    def build(self, job: Job) -> Bundle:
+        """Make the model smaller where that is wanted, export, prove and pack one target."""
+        config, twin = self.config, self.workbench.float_artifact(job.target.format)
+        made, remarks = self._steps(job)
+        model = made[-1].model if made else self.model
+        bench = self.workbench.variant(model) if made else self.workbench
+        artifact, told = self._file(job, bench)
+        subject = Subject(artifact, None if artifact is twin else twin, open_reference(self.model, config.threads))
+        terms = Terms(
+            model=self.model.name,
+            target=job.target.name,
+            runtimes=job.target.runtimes,
+            samples=lambda: iter(self.data.evaluation),
+            count=len(self.data.evaluation),
+            origin=self.data.origin,
+            metric=self.metric,
+            gates=job.gates,
+            required_gates=config.gates_set,
+            advice=job.target.advice,
+            threads=config.threads,
+        )
+        report = prove(subject, terms, (*self.findings, *remarks, *told), self.progress)
+        report = replace(report, steps=self._figures(job, made, artifact))
+        self.progress.step("Writing the bundle")
+        contents = BundleContents(
+            target=replace(job.target, gates=job.gates, scheme=job.scheme, estimator=job.estimator),
+            device=job.device,
+            model=self.model,
+            artifact=artifact,
+            float_artifact=subject.float_twin if config.float_twin else None,
+            report=report,
+            golden=tuple(_golden(artifact, twin, self.data, job.target.runtimes[0])),
+            chart=draw_steps(report) if report.steps else None,
+        )
+        if config.save_weights is not None and model.module is not None:
+            original = self.workbench.torch_model().module
+            assert original is not None
+            save_model(model.module, original, config.save_weights)
+        return write_bundle(bundle_path(config, self.model, job), contents)
+
+    def _steps(self, job: Job) -> tuple[tuple[Made, ...], tuple[Finding, ...]]:
+        if not self.config.step:
+            return (), ()
+        data = StepData(self._open(self.config.train), self._open(self.config.validation), self.data.calibration)
+        return run_steps(self.config.step, job, self.config, data, self.workbench, self.progress)
+
+    def _file(self, job: Job, bench: Workbench) -> tuple[Artifact, tuple[Finding, ...]]:
+        """The file to ship, and what was found while making it."""
+        told: tuple[Finding, ...] = ()
+        if job.scheme.precision == "fp32":
+            artifact = bench.float_artifact(job.target.format)
+        else:
+            artifact, told = quantize(job, self.config, self.model, self.data, bench, self.workbench, self.progress)
+        artifact, zeros = with_sparse_kernels(artifact, self.folder)
+        return artifact, (*told, *zeros)
+
+    def _figures(self, job: Job, made: tuple[Made, ...], shipped: Artifact) -> tuple[StepFigures, ...]:
+        """Every step's figures, the shipped file's last; none where nothing was done."""
+        if not made:
+            return ()
+        plain = replace(job, recipe=())
+        start = Stage("start", self.workbench.torch_model(), self._plain(plain, self.workbench))
+        between = [Stage(m.step, m.model, self._plain(plain, self.workbench.variant(m.model))) for m in made[:-1]]
+        last = Stage(made[-1].step, made[-1].model, shipped)
+        samples = select(self.data.evaluation, SAMPLES, self.config.seed)
+        twin = self.workbench.float_artifact(job.target.format)
+        stages = (start, *between, last)
+        runtime = job.target.runtimes[0]
+        return figures(stages, twin, runtime, samples, self.metric, self.config.threads, self.progress)
+
+    def _plain(self, job: Job, bench: Workbench) -> Artifact:
+        if job.scheme.precision == "fp32":
+            return bench.float_artifact(job.target.format)
+        return bench.quantized_artifact(job.target.format, job.scheme, job.estimator)[0]
+
+    def _open(self, source: DataSource | None) -> Dataset | None:
+        if source is None:
+            return None
+        dataset = open_dataset(source, self.model.inputs, self.model.preprocessing)
+        return match_labels(dataset, self.model.labels)
 
 
 def _golden(artifact: Artifact, twin: Artifact, data: Data, runtime_name: str) -> Iterator[GoldenVector]:

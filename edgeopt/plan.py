@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from edgeopt.compression.steps import Qat
 from edgeopt.config import RunConfig, resolve_gates
 from edgeopt.device_profiles import load_device
 from edgeopt.errors import ConfigError, ConversionError, MissingError, UsageError
@@ -79,6 +80,39 @@ def with_example(config: RunConfig) -> RunConfig:
     )
 
 
+#: The best epoch is the one that did best on these samples, by luck too.
+_EVALUATED_ON_VALIDATION_DATA = Finding(
+    "evaluated-on-validation-data",
+    "evaluation",
+    "the result is proven on the samples that chose among epochs or rounds, which flatters it; give --evaluation DATA",
+)
+_EVALUATED_ON_TRAINING_DATA = Finding(
+    "evaluated-on-training-data",
+    "evaluation",
+    "the result is proven on samples that it was trained on; give --validation DATA or --evaluation DATA",
+)
+
+
+def with_training_data(config: RunConfig) -> tuple[RunConfig, tuple[Finding, ...]]:
+    """The configuration with the training data for calibration and the validation data for evaluation where it names
+    none of its own, and what that makes of the proof."""
+    if config.train is None:
+        return config, ()
+    calibration = config.train if config.calibration is None else config.calibration
+    evaluation = config.validation if config.evaluation is None else config.evaluation
+    proof = calibration if evaluation is None else evaluation
+    findings: tuple[Finding, ...] = ()
+    if _same(proof, config.train):
+        findings = (_EVALUATED_ON_TRAINING_DATA,)
+    elif _same(proof, config.validation):
+        findings = (_EVALUATED_ON_VALIDATION_DATA,)
+    return replace(config, calibration=calibration, evaluation=evaluation), findings
+
+
+def _same(one: DataSource, other: DataSource | None) -> bool:
+    return one is other or (isinstance(one, str) and one == other)
+
+
 def plan_jobs(config: RunConfig) -> tuple[Job, ...]:
     """Resolve every target; raises before any work when one can't be built or validated on this machine."""
     jobs = tuple(_job(name, config) for name in dict.fromkeys(config.target or (DEFAULT_TARGET,)))
@@ -131,7 +165,11 @@ def _job(name: str, config: RunConfig) -> Job:
     recipe = config.recipe or target.recipe
     if recipe == ("none",) or not scheme.is_quantized:
         recipe = ()
-    return Job(target, device, scheme, estimator, resolve_gates(target.gates, config), recipe)
+    gates = target.gates
+    if not all(isinstance(step, Qat) for step in config.step):
+        # They judge quantization; a smaller network that answers as well has other logits all the same.
+        gates = replace(gates, min_sqnr_db=None, min_agreement=None)
+    return Job(target, device, scheme, estimator, resolve_gates(gates, config), recipe)
 
 
 def with_preprocessing(config: RunConfig, model: Model) -> Model:
@@ -156,7 +194,7 @@ def open_data(config: RunConfig, model: Model, jobs: tuple[Job, ...]) -> Data:
     if config.calibration is not None:
         source = opened(config.calibration)
         chosen = select(source, config.num_calibration_samples, config.seed)
-        if any(job.scheme.needs_calibration or job.recipe for job in jobs):
+        if config.step or any(job.scheme.needs_calibration or job.recipe for job in jobs):
             calibration = chosen
         if len(chosen) < len(source):
             count = config.num_evaluation_samples or HELD_OUT_SAMPLES

@@ -428,8 +428,38 @@ class Gates:
 
 
 @dataclass(frozen=True, slots=True)
+class StepFigures:
+    """What the model was worth and cost after one step, measured on the file exported after that step.
+
+    Attributes:
+        step: "start" for the model as it was loaded, then "prune", "distil", ...; the last is the shipped file.
+        samples: on which the next three were measured.
+        score: the task's metric; None without labels.
+        agreement, sqnr_db: with the float file of the model as it was loaded; None where no output has them.
+        macs: multiply-accumulate operations of one inference on the example input; None where torch can't count them.
+        parameters: of the torch module; None where there is none.
+        size_bytes: of the file.
+        latency_ms, spread_ms: median and quartiles of one inference, all steps' files timed in turns.
+    """
+
+    step: str
+    samples: int
+    score: float | None
+    agreement: float | None
+    sqnr_db: float | None
+    macs: int | None
+    parameters: int | None
+    size_bytes: int
+    latency_ms: float
+    spread_ms: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
-    """What validation found out about one artifact, beside its float twin, in one runtime."""
+    """What validation found out about one artifact, beside its float twin, in one runtime.
+
+    `steps` is empty where the model was exported as it came.
+    """
 
     status: Literal["passed", "failed"]
     model: str
@@ -441,6 +471,7 @@ class Report:
     op_timings: tuple[OpTiming, ...]
     findings: tuple[Finding, ...]
     evaluation: Mapping[str, str | int | float | bool | None]
+    steps: tuple[StepFigures, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from edgeopt.config import RunConfig, config_of, load_config, resolve_gates
-from edgeopt.config_keys import KEYS, PASS_NAMES, template
+from edgeopt.config_keys import KEYS, template
+from edgeopt.config_values import PASS_NAMES
 from edgeopt.errors import ConfigError
 from edgeopt.types import Gates
 
@@ -29,7 +30,7 @@ def error_line(path: Path | None = None, **flags: object) -> str:
 
 
 def test_every_field_has_a_key_and_every_key_a_field() -> None:
-    derived = {"gates_off", "config_dir"}
+    derived = {"gates_off", "config_dir", "step"}  # [[step]] is no flag
     assert {key.name for key in KEYS} == {field.name for field in fields(RunConfig)} - derived
 
 
@@ -217,11 +218,12 @@ def test_the_template_loads_as_it_is_and_names_every_key(tmp_path: Path) -> None
 def test_the_template_loads_when_everything_in_it_is_switched_on(tmp_path: Path) -> None:
     from edgeopt.datasets import load_preprocessing
 
-    settings = re.compile(r"^# (?=\[preprocessing\]$|[a-z0-9-]+ = )", re.MULTILINE)
+    settings = re.compile(r"^# (?=\[preprocessing\]$|\[\[step\]\]$|[a-z0-9-]+ = )", re.MULTILINE)
     text = template()
     on = settings.sub("", text)
-    assert len(settings.findall(text)) == len(KEYS) + 6  # the table has 6 keys of its own
+    assert len(settings.findall(text)) == len(KEYS) + 6 + 6  # the tables have keys of their own
     config = load_config(write(tmp_path, on), {})
+    assert [type(step).__name__ for step in config.step] == ["Prune", "Qat"]
     assert config.num_calibration_samples == 128
     assert config.max_accuracy_drop == pytest.approx(0.005)
     assert config.preprocessing is not None

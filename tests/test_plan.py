@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from edgeopt.compression.steps import Prune, Qat
 from edgeopt.config import config_of
 from edgeopt.errors import ConfigError, MissingError, UsageError
 from edgeopt.plan import Data, load, metric_of, open_data, plan_jobs, with_example, with_preprocessing
@@ -186,3 +188,13 @@ def test_unreadable_labels_name_the_file(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match=r"labels\.txt: can't be read"):
         load(config_of({"model": "a.onnx", "labels": tmp_path / "labels.txt"}))
+
+
+def test_a_target_demands_fidelity_of_quantization_but_not_of_smaller_networks() -> None:
+    config = config_of({"model": "a.onnx", "target": "android-int8", "calibration": "c.npz"})
+    assert plan_jobs(config)[0].gates.min_sqnr_db == 10
+    assert plan_jobs(replace(config, step=(Qat(),)))[0].gates.min_sqnr_db == 10
+    pruned = replace(config, step=(Prune(), Qat()))
+    assert plan_jobs(pruned)[0].gates.min_sqnr_db is None
+    assert plan_jobs(pruned)[0].gates.max_accuracy_drop == 0.01
+    assert plan_jobs(replace(pruned, min_sqnr_db=5.0))[0].gates.min_sqnr_db == 5.0

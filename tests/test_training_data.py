@@ -5,11 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgeopt.config import config_of
-from edgeopt.errors import UsageError
-from edgeopt.plan import plan_jobs
-from edgeopt.progress import Silent
-from edgeopt.tuning.qat import QatConfig, train, with_training_data
-from edgeopt.types import LayerRules, Model
+from edgeopt.plan import with_training_data
 
 
 @pytest.mark.parametrize(
@@ -29,17 +25,13 @@ from edgeopt.types import LayerRules, Model
 def test_a_proof_on_data_that_shaped_the_model_is_told(
     given: dict[str, object], validation: str | None, evaluation: str | None, codes: list[str]
 ) -> None:
-    config, findings = with_training_data(
-        config_of({"model": "net.py:build", **given}), QatConfig("train.npz", validation)
-    )
+    keys = {"model": "net.py:build", "train": "train.npz", "validation": validation}
+    config, findings = with_training_data(config_of({**keys, **given}))
     assert [finding.code for finding in findings] == codes
     assert config.evaluation == evaluation
     assert config.calibration == given.get("calibration", "train.npz")
 
 
-def test_a_recipe_that_would_undo_the_training_is_refused() -> None:
-    keys = {"model": "net.py:build", "target": "android-int8", "calibration": "cal.npz", "recipe": ["equalize"]}
-    (job,) = plan_jobs(config_of(keys))
-    model = Model("net", None, None, (), (), {}, None, (), (), "0" * 64)
-    with pytest.raises(UsageError, match=r"passes \(equalize\) would undo"):
-        train(model, job, None, QatConfig("train.npz"), LayerRules(), 8, 0, Silent())
+def test_without_training_data_nothing_changes() -> None:
+    config = config_of({"model": "net.py:build", "evaluation": "test.npz"})
+    assert with_training_data(config) == (config, ())

@@ -37,6 +37,7 @@ class BundleContents:
         target: as used, with the run's own gates in place of the target's, so that a later validation judges alike.
         model: for its name, labels, preprocessing and where it came from.
         artifact: the file that ships, and its float twin; None leaves the twin out.
+        chart: an .svg picture of what the recipe's steps did; None where there were none.
         golden: a handful of samples; each costs its inputs and outputs in bytes.
     """
 
@@ -47,3 +48,4 @@ class BundleContents:
     float_artifact: Artifact | None
     report: Report
     golden: tuple[GoldenVector, ...]
+    chart: bytes | None = None

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from edgeopt.bundle.manifest import MANIFEST, REPORT, is_bundle
+from edgeopt.bundle.manifest import MANIFEST, UNLISTED, is_bundle
 from edgeopt.errors import EdgeoptError, MissingError, UsageError
 from edgeopt.json_data import loads
 
@@ -89,7 +89,7 @@ def _replaceable(final: Path) -> bool:
         return False
     manifest = loads((final / MANIFEST).read_bytes(), MANIFEST)
     files = manifest.get("files") if isinstance(manifest, dict) else None
-    return isinstance(files, dict) and present <= {*files, MANIFEST, REPORT}
+    return isinstance(files, dict) and present <= {*files, *UNLISTED}
 
 
 def _make_parents(directory: Path) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgeopt.bundle.manifest import Manifest, ModelFile
+from edgeopt.bundle.sparse_storage import StorageSizes
 from edgeopt.types import (
     ArrayPreprocessing,
     AudioPreprocessing,
@@ -37,8 +38,8 @@ CMAKE: dict[Format, str] = {
 }
 
 
-def render_guide(manifest: Manifest) -> str:
-    """README.md as Markdown."""
+def render_guide(manifest: Manifest, *, has_chart: bool, sizes: StorageSizes | None) -> str:
+    """README.md as Markdown. `has_chart`: there is a steps.svg. `sizes`: of the packed model; None without one."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # only here, and only when a bundle is written
 
     environment = Environment(
@@ -53,6 +54,8 @@ def render_guide(manifest: Manifest) -> str:
     quantized = [t for t in _tensors(manifest.model) if t.quantization is not None]
     return environment.get_template("README.md.j2").render(
         m=manifest,
+        has_chart=has_chart,
+        sizes=sizes,
         runtime=RUNTIME_TITLE[manifest.format],
         package=package,
         version=manifest.tools.get(package),

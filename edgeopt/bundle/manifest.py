@@ -16,6 +16,10 @@ SCHEMA_VERSION = 1
 KIND: Literal["edgeopt-bundle"] = "edgeopt-bundle"
 MANIFEST = "manifest.json"
 REPORT = "report.json"
+#: A picture of what the report says.
+CHART = "steps.svg"
+#: Files that the manifest does not list: they hold latencies, which no second run repeats.
+UNLISTED = frozenset({MANIFEST, REPORT, CHART})
 TOKENIZER_FILE = "tokenizer.json"
 
 

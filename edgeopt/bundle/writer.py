@@ -17,6 +17,7 @@ from edgeopt.bundle.contents import BundleContents, GoldenVector
 from edgeopt.bundle.destination import prepare_output, replace_directory
 from edgeopt.bundle.guide import render_guide
 from edgeopt.bundle.manifest import (
+    CHART,
     KIND,
     MANIFEST,
     REPORT,
@@ -28,6 +29,7 @@ from edgeopt.bundle.manifest import (
     StoredArray,
     StoredVector,
 )
+from edgeopt.bundle.sparse_storage import StorageSizes, compare, is_sparse, pack
 from edgeopt.errors import TamperedError, UsageError
 from edgeopt.json_data import dumps
 from edgeopt.report_file import to_json
@@ -56,6 +58,8 @@ def write_bundle(final: Path, contents: BundleContents) -> Bundle:
         (directory / MANIFEST).write_text(text, encoding="utf-8")
         digest = hashlib.sha256(text.encode()).hexdigest()
         (directory / REPORT).write_text(to_json(contents.report, digest), encoding="utf-8")
+        if contents.chart is not None:
+            (directory / CHART).write_bytes(contents.chart)
     return Bundle(
         path=final,
         target=contents.target.name,
@@ -91,10 +95,23 @@ def _fill(directory: Path, contents: BundleContents) -> Manifest:
     if model.labels:
         lines = "".join(" ".join(label.split()) + "\n" for label in model.labels)
         (directory / "labels.txt").write_text(lines, encoding="utf-8")
-    (directory / "README.md").write_text(render_guide(manifest), encoding="utf-8")
-    script = resources.files("edgeopt.bundle").joinpath("templates", "check.py").read_bytes()
-    (directory / "check.py").write_bytes(script)
+    sizes = _pack(directory / manifest.model.file) if is_sparse(artifact.history) else None
+    guide = render_guide(manifest, has_chart=contents.chart is not None, sizes=sizes)
+    (directory / "README.md").write_text(guide, encoding="utf-8")
+    _copy_scripts(("check.py",) if sizes is None else ("check.py", "unpack.py", "unpack.hpp"), directory)
     return replace(manifest, files=_entries(directory))
+
+
+def _pack(model: Path) -> StorageSizes:
+    """Put the model's packed form beside it."""
+    pack(model, model.with_name(f"{model.name}.packed"))
+    return compare(model)
+
+
+def _copy_scripts(names: tuple[str, ...], directory: Path) -> None:
+    for name in names:
+        text = resources.files("edgeopt.bundle").joinpath("templates", name).read_bytes()
+        (directory / name).write_bytes(text)
 
 
 def _copy_model(artifact: Artifact, directory: Path, name: str) -> ModelFile:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from edgeopt.cli.compare import compare
+from edgeopt.cli.compress import distil, factorize, prune, qat, sparsify
 from edgeopt.cli.console import Settings
 from edgeopt.cli.debug import debug
 from edgeopt.cli.devices import devices
@@ -15,13 +16,13 @@ from edgeopt.cli.doctor import doctor
 from edgeopt.cli.export import export
 from edgeopt.cli.init import init
 from edgeopt.cli.inspect import inspect
-from edgeopt.cli.qat import qat
 from edgeopt.cli.sensitivity import sensitivity
 from edgeopt.cli.targets import targets
 from edgeopt.cli.validate import validate
 
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Build and prove": (export, qat, validate, compare),
+    "Build and prove": (export, validate, compare),
+    "Make smaller first": (prune, sparsify, factorize, distil, qat),
     "Look": (inspect, sensitivity, debug, targets, devices),
     "Set up": (init, doctor),
 }

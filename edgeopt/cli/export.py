@@ -3,71 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgeopt.cli.console import JsonFlag, bundle_document, missed_checks, print_json, stdout, work
-from edgeopt.config_keys import KEYS, Key
+from edgeopt.cli.flags import Given, with_flags
+from edgeopt.config_keys import KEYS
 from edgeopt.errors import GateError, UsageError
 
 if TYPE_CHECKING:
     from edgeopt.config import RunConfig
     from edgeopt.types import Bundle
 
-_KEYS: dict[str, Key] = {key.name: key for key in KEYS}
 
-
-def _flag(name: str) -> Any:
-    """The option of one key of edgeopt.toml; defaults stand in its help, since "not given" differs from a default."""
-    key = _KEYS[name]
-    return typer.Option(
-        f"--{key.spelling}", help=key.help, rich_help_panel=key.group, metavar=key.metavar or None, show_default=False
-    )
-
-
+@with_flags(KEYS)
 def export(
     context: typer.Context,
-    model: Annotated[str | None, typer.Argument(metavar="MODEL", help=_KEYS["model"].help, show_default=False)] = None,
-    example: Annotated[str | None, _flag("example")] = None,
-    weights: Annotated[Path | None, _flag("weights")] = None,
-    name: Annotated[str | None, _flag("name")] = None,
-    task: Annotated[str | None, _flag("task")] = None,
-    input: Annotated[list[str] | None, _flag("input")] = None,  # noqa: A002  (the flag's name)
-    labels: Annotated[Path | None, _flag("labels")] = None,
-    target: Annotated[list[str] | None, _flag("target")] = None,
-    device: Annotated[str | None, _flag("device")] = None,
-    calibration: Annotated[str | None, _flag("calibration")] = None,
-    num_calibration_samples: Annotated[str | None, _flag("num_calibration_samples")] = None,
-    evaluation: Annotated[str | None, _flag("evaluation")] = None,
-    num_evaluation_samples: Annotated[str | None, _flag("num_evaluation_samples")] = None,
-    preprocessing: Annotated[Path | None, _flag("preprocessing")] = None,
-    metric: Annotated[str | None, _flag("metric")] = None,
-    seed: Annotated[str | None, _flag("seed")] = None,
-    estimator: Annotated[str | None, _flag("estimator")] = None,
-    percentile: Annotated[str | None, _flag("percentile")] = None,
-    keep_float: Annotated[list[str] | None, _flag("keep_float")] = None,
-    int16_activations: Annotated[list[str] | None, _flag("int16_activations")] = None,
-    recipe: Annotated[list[str] | None, _flag("recipe")] = None,
-    io: Annotated[str | None, _flag("io")] = None,
-    max_accuracy_drop: Annotated[str | None, _flag("max_accuracy_drop")] = None,
-    min_agreement: Annotated[str | None, _flag("min_agreement")] = None,
-    min_sqnr_db: Annotated[str | None, _flag("min_sqnr_db")] = None,
-    min_speedup: Annotated[str | None, _flag("min_speedup")] = None,
-    max_latency_ms: Annotated[str | None, _flag("max_latency_ms")] = None,
-    max_size_mb: Annotated[str | None, _flag("max_size_mb")] = None,
-    max_peak_memory_mb: Annotated[str | None, _flag("max_peak_memory_mb")] = None,
-    threads: Annotated[str | None, _flag("threads")] = None,
-    output_dir: Annotated[Path | None, _flag("output_dir")] = None,
-    float_twin: Annotated[
-        bool | None,
-        typer.Option(
-            "--float-twin/--no-float-twin",
-            help=_KEYS["float_twin"].help,
-            rich_help_panel=_KEYS["float_twin"].group,
-            show_default=False,
-        ),
-    ] = None,
+    given: Given,
     config: Annotated[
         Path | None,
         typer.Option("--config", metavar="FILE", help="Configuration. Default: ./edgeopt.toml.", show_default=False),
@@ -83,35 +36,30 @@ def export(
     Gates are limits on the exported file: 0.005 and 0.5% are the same, and "off" drops the target's own limit. When
     one is missed the bundle is written all the same, marked failed, and the exit code is 1.
     """
-    flags = locals()  # the parameters, under the names of the keys
-    overrides = {key.name: flags[key.name] for key in KEYS}
-    bundles = _run(context, config, overrides)
-    if json:
-        print_json({"bundles": [bundle_document(bundle.path, bundle.report) for bundle in bundles]})
-    else:
-        _show(bundles)
-    _refuse_failed(bundles)
-
-
-def _run(context: typer.Context, file: Path | None, overrides: dict[str, object]) -> tuple[Bundle, ...]:
     from edgeopt.config import load_config
 
-    config = load_config(file, overrides)
-    _require_model(config)
-    with work(context) as progress:
-        progress.step("Starting")
-        from edgeopt.pipeline import export as run
-
-        return run(config, progress)
-
-
-def _require_model(config: RunConfig) -> None:
-    if config.model is None and config.example is None:
+    settings = load_config(config, given)
+    if settings.model is None and settings.example is None:
         raise UsageError(
             "nothing to export",
             fix="give a model (edgeopt export net.py:build), a built-in example (edgeopt export --example digits), "
             "or a configuration with a model (edgeopt init writes edgeopt.toml)",
         )
+    build_and_show(context, settings, json)
+
+
+def build_and_show(context: typer.Context, settings: RunConfig, json: bool) -> None:
+    """Run the pipeline and print what came of it. Raises GateError where a bundle missed a limit."""
+    with work(context) as progress:
+        progress.step("Starting")
+        from edgeopt.pipeline import export as run
+
+        bundles = run(settings, progress)
+    if json:
+        print_json({"bundles": [bundle_document(bundle.path, bundle.report) for bundle in bundles]})
+    else:
+        _show(bundles)
+    _refuse_failed(bundles)
 
 
 def _show(bundles: tuple[Bundle, ...]) -> None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from edgeopt.cli.console import JsonFlag, print_json, stdout, work
-from edgeopt.config_keys import KEYS, Key
+from edgeopt.cli.flags import Given, keys, with_flags
 from edgeopt.errors import UsageError
 
-_KEYS: dict[str, Key] = {key.name: key for key in KEYS}
 #: The keys of edgeopt.toml that matter here; the others are taken from the file, or left alone.
 _FLAGS = (
     "model", "example", "weights", "input", "task", "target", "calibration", "num_calibration_samples",
@@ -20,30 +19,10 @@ _FLAGS = (
 )  # fmt: skip
 
 
-def _flag(name: str) -> Any:
-    key = _KEYS[name]
-    return typer.Option(
-        f"--{key.spelling}", help=key.help, rich_help_panel=key.group, metavar=key.metavar or None, show_default=False
-    )
-
-
+@with_flags(keys(*_FLAGS))
 def sensitivity(
     context: typer.Context,
-    model: Annotated[str | None, typer.Argument(metavar="MODEL", help=_KEYS["model"].help, show_default=False)] = None,
-    example: Annotated[str | None, _flag("example")] = None,
-    weights: Annotated[Path | None, _flag("weights")] = None,
-    input: Annotated[list[str] | None, _flag("input")] = None,  # noqa: A002  (the flag's name)
-    task: Annotated[str | None, _flag("task")] = None,
-    target: Annotated[list[str] | None, _flag("target")] = None,
-    calibration: Annotated[str | None, _flag("calibration")] = None,
-    num_calibration_samples: Annotated[str | None, _flag("num_calibration_samples")] = None,
-    preprocessing: Annotated[Path | None, _flag("preprocessing")] = None,
-    metric: Annotated[str | None, _flag("metric")] = None,
-    seed: Annotated[str | None, _flag("seed")] = None,
-    estimator: Annotated[str | None, _flag("estimator")] = None,
-    percentile: Annotated[str | None, _flag("percentile")] = None,
-    keep_float: Annotated[list[str] | None, _flag("keep_float")] = None,
-    threads: Annotated[str | None, _flag("threads")] = None,
+    given: Given,
     config: Annotated[
         Path | None,
         typer.Option("--config", metavar="FILE", help="Configuration. Default: ./edgeopt.toml.", show_default=False),
@@ -64,10 +43,9 @@ def sensitivity(
 
     Example: edgeopt sensitivity net.py:build --target android-int8 --calibration pictures/train --plot layers.svg
     """
-    flags = locals()  # the parameters, under the names of the keys
     from edgeopt.config import load_config
 
-    settings = load_config(config, {name: flags[name] for name in _FLAGS})
+    settings = load_config(config, given)
     if settings.model is None and settings.example is None:
         raise UsageError(
             "nothing to look at", fix="give a model (edgeopt sensitivity net.py:build), or a built-in --example digits"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from edgeopt.compression.base import PassInputs, forward
+from edgeopt.compression.cost import no_fused_layers
 from edgeopt.types import Model
 
 if TYPE_CHECKING:
@@ -58,18 +58,5 @@ def observe(model: Model, inputs: PassInputs, visits: Mapping[str, Visit], title
     # Made at run time: torch's base class has no types to inherit from.
     watch = type("Watch", (TorchDispatchMode,), {"__torch_dispatch__": dispatch})
     for sample in inputs.progress.track(inputs.samples(), title, inputs.count):
-        with _no_fused_attention(), torch.no_grad(), watch():
+        with no_fused_layers(), torch.no_grad(), watch():
             forward(model, sample.inputs)
-
-
-@contextmanager
-def _no_fused_attention() -> Iterator[None]:
-    """torch's fused transformer layers hide their linear operators."""
-    import torch
-
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)

@@ -64,22 +64,27 @@ def _tuple_text(entries: tuple[str, ...]) -> str:
 
 def _check_shape(array: Array, spec: TensorSpec, sizes: dict[str, int], place: str) -> None:
     """`sizes` collects what each named dimension of this sample is, as two inputs must agree on it."""
-    misfit = f"has shape {_tuple_text(tuple(map(str, array.shape)))}, the model takes {shape_text(spec)}"
     if array.ndim != len(spec.shape):
-        raise DataError(misfit, where=place)
+        raise DataError(_misfit(array, spec), where=place)
     for axis, (size, dim) in enumerate(zip(array.shape, spec.shape, strict=True)):
         if not isinstance(dim, Dim):
             if size != dim:
-                raise DataError(misfit, where=place)
+                raise DataError(_misfit(array, spec), where=place)
             continue
         if axis == 0 and array.ndim > 1 and size != 1:
             raise DataError(
                 f"is a batch of {size}", where=place, fix="a data set gives single samples: set batch_size=1"
             )
         if not dim.min <= size <= dim.max:
-            raise DataError(f"{misfit} with {dim.name} from {dim.min} to {dim.max}", where=place)
+            raise DataError(f"{_misfit(array, spec)} with {dim.name} from {dim.min} to {dim.max}", where=place)
         if sizes.setdefault(dim.name, size) != size:
-            raise DataError(f"{misfit}, but {dim.name} is {sizes[dim.name]} in another input", where=place)
+            other = f"but {dim.name} is {sizes[dim.name]} in another input"
+            raise DataError(f"{_misfit(array, spec)}, {other}", where=place)
+
+
+def _misfit(array: Array, spec: TensorSpec) -> str:
+    """Written where it is needed: text for every sample took a third of the time of loading small ones."""
+    return f"has shape {_tuple_text(tuple(map(str, array.shape)))}, the model takes {shape_text(spec)}"
 
 
 def _cast(array: Array, dtype: np.dtype[np.generic], place: str) -> Array:

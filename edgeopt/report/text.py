@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from edgeopt.report.steps import steps_table
 from edgeopt.report.units import quantity, three_digits, title
 from edgeopt.types import Check, Measurement, Report, UnquantizedOp
 
@@ -34,6 +35,9 @@ def render(report: Report, console: Console) -> None:
         console.print(_checks(report.checks))
     if report.measurements:
         console.print(_figures(report))
+    if report.steps:
+        console.print(Text("What each step did", style="bold"))
+        console.print(Padding(steps_table(report.steps), (0, 0, 1, 2)))
     _print_list(console, "Not quantized or not delegated", _unquantized(report.unquantized_ops))
     _print_list(console, "Slowest operators", _timings(report))
     _print_list(console, "What the recipe tried", _findings(report, of_recipe=True))

@@ -104,6 +104,8 @@ def _apply(root: nn.Module, structure: Structure) -> set[int]:
 
 def _built(replacement: Replacement) -> nn.Module:
     where = f"layer {', '.join(replacement.paths)!r}"
+    if not replacement.paths:
+        raise UsageError("has a replacement without a place", where="the structure")
     if not replacement.is_sequential and len(replacement.layers) != 1:
         raise UsageError("needs one layer in its place", where=where)
     try:
@@ -136,6 +138,8 @@ def _set_attribute(root: nn.Module, edit: AttributeEdit) -> None:
 
 
 def _set_tensor(root: nn.Module, edit: TensorEdit) -> list[int]:
+    if not edit.names:
+        raise UsageError("has a tensor without a name", where="the structure")
     slots = [_slot(root, name) for name in edit.names]
     tensor: Tensor | None = None
     if edit.shape is not None and edit.dtype is not None:

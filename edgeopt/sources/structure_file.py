@@ -60,9 +60,14 @@ def load_model(module: nn.Module, path: Path) -> nn.Module:
 
         net = load_model(MyNet(), Path("pruned.safetensors")).eval()
 
+    Args:
+        module: in the source's adapter or not.
+
     Raises UsageError, with the module as it was, when the file is absent, corrupt, or of another architecture.
     """
-    load_weights(module, path)
+    from edgeopt.sources.structure_values import user_module
+
+    load_weights(user_module(module), path)
     return module
 
 

@@ -6,7 +6,7 @@ Distillation follows Hinton et al., "Distilling the Knowledge in a Neural Networ
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -70,8 +70,8 @@ class Loss:
         weight = 1.0 if self.task is None else 1 - self.alpha
         if weight > 0:
             check_same_shapes("output", outputs, teacher)
-            classes = self._class_outputs(outputs, labels)
-            total = total + weight * distillation(outputs, teacher, self.temperature, classes)
+            classes, counted = self._class_outputs(outputs, labels)
+            total = total + weight * distillation(outputs, teacher, self.temperature, classes, counted)
         if features or wanted:
             check_same_shapes("feature", features, wanted)
             errors = [relative_error(mine, goal) for mine, goal in zip(features, wanted, strict=True)]
@@ -87,16 +87,24 @@ class Loss:
         """Outputs and features."""
         return (tensors, ()) if self.outputs is None else (tensors[: self.outputs], tensors[self.outputs :])
 
-    def _class_outputs(self, outputs: Sequence[Tensor], labels: Tensor | None) -> frozenset[int]:
+    def _class_outputs(
+        self, outputs: Sequence[Tensor], labels: Tensor | None
+    ) -> tuple[frozenset[int], dict[int, Tensor]]:
         """Places of the outputs that are known to be class scores: class indices go with them, or there is one for
-        each class of the model. An embedding has the same shape, and would drift where only a softmax is compared."""
+        each class of the model. An embedding has the same shape, and would drift where only a softmax is compared.
+
+        And which positions count, of outputs with several for a sample.
+        """
         found = {
             i
             for i, output in enumerate(outputs)
             if output.is_floating_point() and output.dim() == 2 and output.shape[1] == self.class_count
         }
-        labelled = None if labels is None else labelled_scores(outputs, labels)
-        return frozenset(found if labelled is None else found | {labelled})
+        labelled = labelled_scores(outputs, labels)
+        if labels is None or labelled is None:
+            return frozenset(found), {}
+        # A sample without a class is one that only the teacher knows; a position without one is padding.
+        return frozenset(found | {labelled}), {labelled: labels >= 0} if labels.dim() > 1 else {}
 
 
 def load_loss(
@@ -142,7 +150,9 @@ def cross_entropy(outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
     scores = outputs[index]
     flat = _log_shares(scores, 1.0, _are_shares(scores)).reshape(-1, scores.shape[-1])
     targets = labels.reshape(-1)
-    return functional.nll_loss(flat, torch.where(targets < 0, -100, targets))
+    total = functional.nll_loss(flat, torch.where(targets < 0, -100, targets), reduction="sum")
+    # A batch in which no label counts says nothing.
+    return total / (targets >= 0).sum().clamp(min=1)
 
 
 def mean_squared_error(outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
@@ -156,7 +166,11 @@ def mean_squared_error(outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
 
 
 def distillation(
-    outputs: Sequence[Tensor], teacher: Sequence[Tensor], temperature: float, classes: Container[int]
+    outputs: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    temperature: float,
+    classes: Container[int],
+    counted: Mapping[int, Tensor] | None = None,
 ) -> Tensor:
     """Distance to the teacher's outputs, mean over the outputs.
 
@@ -164,18 +178,20 @@ def distillation(
 
     Args:
         classes: places of the outputs that are class scores, with the classes along the last axis.
+        counted: place -> bool tensor of that output's shape but for the classes: which positions count. All do, of
+            outputs that are not in it.
     """
     losses = []
     for index, (mine, wanted) in enumerate(zip(outputs, teacher, strict=True)):
         if not mine.is_floating_point():
             continue
         if index in classes:
-            shares = _are_shares(wanted)
-            log_mine, log_wanted = (
-                _log_shares(scores, temperature, shares).flatten(0, -2) for scores in (mine, wanted)
-            )
-            divergence = functional.kl_div(log_mine, log_wanted, reduction="batchmean", log_target=True)
-            losses.append(divergence * temperature**2)
+            # One of the two networks may end in a softmax, and the other one not.
+            log_mine, log_wanted = (_log_shares(scores, temperature, _are_shares(scores)) for scores in (mine, wanted))
+            divergence = functional.kl_div(log_mine, log_wanted, reduction="none", log_target=True).sum(-1)
+            if (mask := (counted or {}).get(index)) is not None:
+                divergence = divergence[mask]
+            losses.append(divergence.sum() / max(divergence.numel(), 1) * temperature**2)
         else:
             losses.append(relative_error(mine, wanted))
     if not losses:

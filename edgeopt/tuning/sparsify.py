@@ -164,9 +164,8 @@ class _Rounds:
         return Round(number, model, {name: tensor.cpu() for name, tensor in state.items()})
 
     def _constraint(self, done: Round) -> KeptZeros:
-        import torch
-
         from edgeopt.compression.sparsity.constraints import GrowingZeros, KeptZeros, Movement
+        from edgeopt.compression.sparsity.masks import nonzero_masks
 
         settings = self._settings
         assert done.model.module is not None
@@ -175,7 +174,8 @@ class _Rounds:
             masks = magnitude_masks(done.model.module, self._weights, share, settings.pattern, settings.scope)
             return KeptZeros(masks, settings.l1)
         module = done.model.module
-        masks = {w.name: torch.ones_like(module.get_parameter(w.name), dtype=torch.bool) for w in self._weights}
+        # What the round before has set to zero is not to come back until this one's zeros have grown as far.
+        masks = nonzero_masks(module, [weight.name for weight in self._weights])
         share_at = _growth(self._target, done.number, len(self._shares))
         if settings.method == "movement":
             return Movement(masks, share_at, settings.scope, settings.l1, done.state or None)

@@ -26,10 +26,12 @@ class Timed:
     Attributes:
         ms: median over rounds of one inference.
         ratio: median over rounds of its time by that of the first file in the same round.
+        spread: quartiles of its times, in ms.
     """
 
     ms: float
     ratio: float
+    spread: tuple[float, float]
 
 
 def time_together(
@@ -53,6 +55,7 @@ def time_together(
         Timed(
             ms=statistics.median(rounds),
             ratio=statistics.median(mine / theirs for mine, theirs in zip(rounds, first, strict=True)),
+            spread=(float(np.percentile(rounds, 25)), float(np.percentile(rounds, 75))),
         )
         for rounds in reply.rounds_ms
     )

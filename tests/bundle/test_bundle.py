@@ -145,6 +145,30 @@ def test_manifest_lists_every_other_file(made: BundleContents, tmp_path: Path) -
     assert report["manifest_sha256"] == hashlib.sha256(files["manifest.json"]).hexdigest()
 
 
+def test_a_chart_is_no_part_of_what_repeats(made: BundleContents, tmp_path: Path) -> None:
+    plain = write_bundle(tmp_path / "plain", made)
+    charted = write_bundle(tmp_path / "charted", replace(made, chart=b"<svg>0.31 ms</svg>"))
+    assert (charted.path / "steps.svg").read_bytes() == b"<svg>0.31 ms</svg>"
+    assert set(tree(charted.path)) - set(tree(plain.path)) == {"steps.svg"}
+    assert "steps.svg" in (charted.path / "README.md").read_text()
+    other = write_bundle(tmp_path / "other", replace(made, chart=b"<svg>0.32 ms</svg>"))
+    assert (charted.path / "manifest.json").read_bytes() == (other.path / "manifest.json").read_bytes()
+    open_bundle(charted.path)
+    write_bundle(tmp_path / "charted", made)  # an own bundle, to be replaced
+    assert not (tmp_path / "charted" / "steps.svg").exists()
+
+
+def test_a_sparsified_model_travels_packed_too(made: BundleContents, tmp_path: Path) -> None:
+    history = (*made.artifact.history, StepRecord("sparsify", {"zeros": 0.8}))
+    bundle = write_bundle(tmp_path / "b", replace(made, artifact=replace(made.artifact, history=history)))
+    model = open_bundle(bundle.path).model_path
+    command = [sys.executable, str(bundle.path / "unpack.py"), f"{model}.packed", str(tmp_path / "restored")]
+    subprocess.run(command, check=True, capture_output=True)
+    assert (tmp_path / "restored").read_bytes() == model.read_bytes()
+    assert (bundle.path / "unpack.hpp").is_file()
+    assert f"| as it is | {model.stat().st_size} |" in (bundle.path / "README.md").read_text()
+
+
 def test_a_bundle_without_twin_labels_and_preprocessing(made: BundleContents, tmp_path: Path) -> None:
     bare = replace(
         made, float_artifact=None, golden=made.golden[:1], model=replace(made.model, labels=(), preprocessing=None)

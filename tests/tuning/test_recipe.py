@@ -112,7 +112,7 @@ def lab(monkeypatch: pytest.MonkeyPatch) -> Lab:
         raise ConversionError("no layer with weights is quantized")
 
     def together(files: list[Any], *_: object) -> tuple[Timed, ...]:
-        return tuple(Timed(1.0, made.ratios.get(file.history, 1.0)) for file in files)
+        return tuple(Timed(1.0, made.ratios.get(file.history, 1.0), (1.0, 1.0)) for file in files)
 
     monkeypatch.setattr(recipe, "Trials", Bound)
     monkeypatch.setattr(recipe, "load_pass", lambda name: made.passes[name])

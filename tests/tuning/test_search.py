@@ -99,7 +99,7 @@ class World:
     def together(self, files: Sequence[Artifact], *_: object) -> tuple[Timed, ...]:
         assert {file.sha256 for file in files} <= {"", "*", *("|".join(rules.keep_float) for rules in self.files)}
         times = [self.time(LayerRules(tuple(filter(None, file.sha256.split("|"))))) for file in files]
-        return tuple(Timed(ms, ms / times[0]) for ms in times)
+        return tuple(Timed(ms, ms / times[0], (ms, ms)) for ms in times)
 
 
 @pytest.fixture

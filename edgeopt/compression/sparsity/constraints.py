@@ -74,7 +74,7 @@ def kept_zeros(model: Model) -> KeptZeros | None:
 
 class GrowingZeros(KeptZeros):
     """More and more of the smallest weights become zero (Zhu and Gupta 2017), in the first half of the steps; the
-    second half trains what is left.
+    second half trains what is left. What is zero stays zero.
 
     Args:
         masks: to begin with.
@@ -103,8 +103,9 @@ class GrowingZeros(KeptZeros):
 
     def _grow(self, share: float) -> None:
         weights = {name: self._module.get_parameter(name) for name in self.masks}
-        # Zeros score lowest, so that what is gone stays gone.
-        self.masks = masks_for_share(magnitude_scores(weights, self._scope), share, self._scope)
+        # Zeros score lowest, but there may be more of them already than the share says.
+        found = masks_for_share(magnitude_scores(weights, self._scope), share, self._scope)
+        self.masks = {name: mask & self.masks[name] for name, mask in found.items()}
 
 
 class Movement(GrowingZeros):

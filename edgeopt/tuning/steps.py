@@ -1,0 +1,249 @@
+"""Runs the steps of a recipe one after the other: what was finished before is taken from the cache."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeopt.compression.base import PassInputs
+from edgeopt.compression.steps import Distil, Factorize, Goal, Prune, Qat, Sparsify, Step
+from edgeopt.device_profiles.channels import channel_multiple
+from edgeopt.errors import ConversionError, UsageError
+from edgeopt.plan import Job
+from edgeopt.tuning.context import StepContext
+from edgeopt.tuning.step_cache import StepCache, content_of, key_of
+from edgeopt.types import Finding, Model, Sample, StepRecord
+
+if TYPE_CHECKING:
+    from edgeopt.config import RunConfig
+    from edgeopt.datasets.base import Dataset
+    from edgeopt.progress import Progress
+    from edgeopt.workbench import Workbench
+
+#: What each step is called, and the function that does it: (Model, its settings, StepContext) -> Model.
+_STEPS: dict[type[Step], tuple[str, str]] = {
+    Prune: ("prune", "edgeopt.tuning.prune:prune"),
+    Sparsify: ("sparsify", "edgeopt.tuning.sparsify:sparsify"),
+    Factorize: ("factorize", "edgeopt.tuning.factorize:factorize"),
+    Distil: ("distil", "edgeopt.tuning.distil:distil"),
+    Qat: ("qat", "edgeopt.tuning.qat:qat"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The model after one step. `cached`: it was not done again."""
+
+    step: str
+    model: Model
+    cached: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepData:
+    """Samples of the steps; `calibration` sets ranges and judges importance."""
+
+    training: Dataset | None
+    validation: Dataset | None
+    calibration: Dataset | None
+
+
+def name_of(step: Step) -> str:
+    return _STEPS[type(step)][0]
+
+
+def run_steps(
+    steps: tuple[Step, ...], job: Job, config: RunConfig, data: StepData, bench: Workbench, progress: Progress
+) -> tuple[tuple[Made, ...], tuple[Finding, ...]]:
+    """Do the steps for one target.
+
+    Args:
+        bench: of the model as it was loaded.
+
+    Returns what each made, and what there is to say about it.
+
+    Raises:
+        any error of the steps.
+        SystemExit: in every process but the first of an `accelerate launch`: one is enough to export.
+    """
+    original = bench.torch_model()
+    cache = StepCache((config.cache_dir or config.output_dir / ".steps") / original.name, original)
+    model, made, findings = original, [], []
+    is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    for number, step in enumerate(steps, 1):
+        name = name_of(step)
+        progress.step(f"Step {number} of {len(steps)}: {name}")
+        key = key_of(model, _depends_on(step, job, config, data, original))
+        known = cache.load(key) if is_alone else None
+        if known is None:
+            known = _do(step, model, original, job, config, data, bench, cache.state(key))
+            if int(os.environ.get("RANK", "0")) != 0:
+                raise SystemExit(0)
+            findings += _kept(cache, key, known, name)
+            made.append(Made(name, known, cached=False))
+        else:
+            made.append(Made(name, known, cached=True))
+            findings.append(Finding("step-cached", name, "was done before; its result was taken from the cache"))
+        findings += _undone(known.history[len(model.history) :], name)
+        model = known
+    return tuple(made), tuple(findings)
+
+
+def _do(
+    step: Step,
+    model: Model,
+    original: Model,
+    job: Job,
+    config: RunConfig,
+    data: StepData,
+    bench: Workbench,
+    state: Path,
+) -> Model:
+    inputs = bench.pass_inputs(job.scheme, job.estimator)
+    if inputs.samples is None and data.training is not None:
+        inputs = _from_training(inputs, data.training, config.num_calibration_samples)
+    context = StepContext(
+        job=job,
+        original=original,
+        training=data.training,
+        validation=data.validation,
+        inputs=inputs,
+        bench=bench.variant,
+        state_dir=state,
+        threads=config.threads,
+    )
+    module, _, attribute = _STEPS[type(step)][1].partition(":")
+    run: Callable[[Model, Step, StepContext], Model] = getattr(import_module(module), attribute)
+    return run(model, step, context)
+
+
+def _from_training(inputs: PassInputs, training: Dataset, count: int) -> PassInputs:
+    """Pass inputs with samples of the training data, where there are none for calibration."""
+    from dataclasses import replace
+
+    from edgeopt.datasets import select
+
+    chosen = select(training, count, inputs.seed)
+
+    def samples() -> Iterator[Sample]:
+        return iter(chosen)
+
+    return replace(inputs, samples=samples, count=len(chosen))
+
+
+def _kept(cache: StepCache, key: str, model: Model, name: str) -> list[Finding]:
+    try:
+        cache.save(key, model)
+    except ConversionError as error:
+        return [Finding("step-not-cached", name, f"can't be kept for a next run: {error.problem}")]
+    return []
+
+
+def _undone(records: Iterable[StepRecord], name: str) -> list[Finding]:
+    """What a person must know of a step that stopped before its goal."""
+    return [
+        Finding(
+            "goal-not-reached",
+            name,
+            f"the round to {record.config['to']} was undone: on the validation data the score fell from "
+            f"{record.config['score_before']:.4g} to {record.config['score']:.4g}",
+        )
+        for record in records
+        if record.step.endswith("-undone")
+    ]
+
+
+def _depends_on(step: Step, job: Job, config: RunConfig, data: StepData, original: Model) -> tuple[object, ...]:
+    """Everything beside the model and our code that decides what a step makes."""
+    files = (step.teaching.loss, *((step.teacher, str(step.teacher_weights)) if isinstance(step, Distil) else ()))
+    return (
+        name_of(step),
+        sorted(asdict(step).items()),
+        tuple(content_of(name) for name in files),
+        *_target_of(step, job, config),
+        config.seed, config.num_calibration_samples,
+        *(None if part is None else part.fingerprint() for part in (data.training, data.validation, data.calibration)),
+        original.source_sha256,
+    )  # fmt: skip
+
+
+def _target_of(step: Step, job: Job, config: RunConfig) -> tuple[object, ...]:
+    """What a step takes from the target: all of its arithmetic and kernels where it measures files or trains for them,
+    else its width step alone, so that several targets share the result."""
+    goal = getattr(step, "to", None)
+    is_measured = isinstance(goal, Goal) and goal.what in ("size", "latency")
+    if not isinstance(step, Qat) and not is_measured:
+        return (channel_multiple(job.device, job.scheme.precision),)
+    return (
+        job.target.format, job.target.runtimes, job.scheme, job.estimator, job.device.name, config.threads,
+        config.keep_float, config.int16_activations,
+    )  # fmt: skip
+
+
+def check_steps(config: RunConfig, jobs: tuple[Job, ...]) -> None:
+    """Refuse before any work what can't be done, or would be found out only after hours of training.
+
+    Raises UsageError.
+    """
+    if not config.step:
+        for name in ("train", "validation", "save_weights"):
+            if getattr(config, name) is not None:
+                raise UsageError(
+                    "is of no use without a step that makes a new model",
+                    where=name.replace("_", "-"),
+                    fix="add a [[step]] to edgeopt.toml, or take edgeopt prune, sparsify, factorize, distil or qat",
+                )
+    if config.save_weights is not None and len(jobs) > 1:
+        raise UsageError(
+            "would be written once per target", where="save-weights", fix="give one --target, or save each on its own"
+        )
+    if len(config.step) > 1 and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UsageError(
+            "several processes can do one step only",
+            where="step",
+            fix="run the steps one by one, with --save-weights and --weights in between",
+        )
+    for number, step in enumerate(config.step, 1):
+        _check_step(step, number == len(config.step), config, jobs)
+
+
+def _check_step(step: Step, is_last: bool, config: RunConfig, jobs: tuple[Job, ...]) -> None:
+    where = name_of(step)
+    if config.train is None:
+        if isinstance(step, Distil | Qat) or (isinstance(step, Sparsify) and step.method == "movement"):
+            raise UsageError("has nothing to train on", where=where, fix="give --train DATA")
+        if isinstance(step, Prune) and step.importance in ("gradient", "taylor", "hessian") and not config.calibration:
+            raise UsageError(
+                f"the importance {step.importance!r} is judged by data", where=where, fix="give --train DATA"
+            )
+    if config.validation is None:
+        if step.training.patience is not None:
+            raise UsageError("patience needs data to judge the epochs by", where=where, fix="give --validation DATA")
+        if isinstance(step, Prune | Sparsify) and step.max_drop is not None:
+            raise UsageError("max-drop needs data to judge the rounds by", where=where, fix="give --validation DATA")
+    if isinstance(step, Qat):
+        if not is_last:
+            raise UsageError(
+                "must be the last step: what comes after it would undo what it fits to the int8 grid", where=where
+            )
+        for job in jobs:
+            _check_qat(job)
+
+
+def _check_qat(job: Job) -> None:
+    where = f"target {job.target.name!r}"
+    if not job.scheme.is_quantized:
+        raise UsageError(
+            "is not quantized, so there is nothing to train for", where=where, fix="take an int8 target: android-int8"
+        )
+    if job.recipe not in ((), ("auto",)):
+        # They would run after training, and rescale or round anew the weights that it fitted to the file's grid.
+        raise UsageError(
+            f"the recipe's passes ({', '.join(job.recipe)}) would undo what training fits to the int8 grid",
+            where=where,
+            fix='set recipe = "none", or "auto", which keeps a pass only where the file gets better',
+        )
