@@ -139,7 +139,9 @@ def load_config(path: Path | None, overrides: Mapping[str, object]) -> RunConfig
     lines = read_text(path).splitlines()
     given: dict[str, tuple[object, Place]] = {}
     for spelling, value in read_toml(path).items():
-        place = Place(f"{path}:{_line_of(spelling, lines)}: {spelling}", path.parent)
+        found = _lines_of(spelling, lines) or [1]  # a key may be written in ways that the pattern doesn't know
+        items = tuple(f"{path}:{line}: {spelling} {number}" for number, line in enumerate(found, 1))
+        place = Place(f"{path}:{found[0]}: {spelling}", path.parent, items)
         given[_known(spelling, place).name] = (value, place)
     flags = _flags(overrides)
     for one, other in (("model", "example"), ("example", "model")):
@@ -198,7 +200,7 @@ def _known(spelling: str, place: Place) -> Key:
     return key
 
 
-def _line_of(spelling: str, lines: list[str]) -> int:
-    """Line of a top-level key or table; tomllib doesn't tell. The first line where it can't be found."""
-    pattern = re.compile(rf"""\s*\[?\s*["']?{re.escape(spelling)}["']?\s*[\].=]""")
-    return next((number for number, line in enumerate(lines, 1) if pattern.match(line)), 1)
+def _lines_of(spelling: str, lines: list[str]) -> list[int]:
+    """Lines of a top-level key, or of the headers of its tables; tomllib doesn't tell."""
+    pattern = re.compile(rf"""\s*(\[\[?)?\s*["']?{re.escape(spelling)}["']?\s*[\].=]""")
+    return [number for number, line in enumerate(lines, 1) if pattern.match(line)]

@@ -145,7 +145,7 @@ KEYS: tuple[Key, ...] = (
     Key("output_dir", OUTPUT, a_path, "DIR", '"dist"',
         "Bundles go to DIR/<model>-<target>/. Default: dist."),
     Key("save_weights", OUTPUT, a_weights_file, "FILE", '"small.safetensors"',
-        "Write the model that the steps made there, as .safetensors; --weights reads it again."),
+        "Write the model that the steps made there, as .safetensors; --weights reads it again for a Python model."),
     Key("cache_dir", OUTPUT, a_path, "DIR", '".edgeopt"',
         "Finished steps are kept there and not done twice. Default: .steps in the output directory."),
     Key("float_twin", OUTPUT, a_switch, "", "true",

@@ -27,10 +27,20 @@ _PATH_SUFFIXES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a value was written: how to call it in a message, and the folder that its relative paths start from."""
+    """Where a value was written: how to call it in a message, and the folder that its relative paths start from.
+
+    Attributes:
+        items: how to call each entry of a list of tables, where that is known.
+    """
 
     where: str
     base: Path
+    items: tuple[str, ...] = ()
+
+    def item(self, index: int) -> Place:
+        """Of one entry of a list."""
+        where = self.items[index] if index < len(self.items) else f"{self.where} {index + 1}"
+        return Place(where, self.base)
 
     def error(self, problem: str, fix: str | None = None) -> ConfigError:
         return ConfigError(problem, where=self.where, fix=fix)
@@ -119,14 +129,20 @@ def a_percentile(value: object, place: Place) -> float:
     return number
 
 
-def a_fraction(value: object, place: Place) -> float:
-    if isinstance(value, str) and value.strip().endswith("%"):
-        number = a_number(value.strip()[:-1], place) / 100
-    else:
-        number = a_number(value, place)
-    if not 0 <= number <= 1:
-        raise place.error(f"{value!r} is not between 0 and 1", 'write a fraction (0.005) or a percentage ("0.5%")')
-    return number
+def between(low: float, high: float, fix: str | None = None) -> Callable[[object, Place], float]:
+    """A number, which may be written as a percentage ("0.5%"). `fix` says how to write one."""
+
+    def parse(value: object, place: Place) -> float:
+        is_percentage = isinstance(value, str) and value.strip().endswith("%")
+        number = a_number(str(value).strip()[:-1], place) / 100 if is_percentage else a_number(value, place)
+        if not low <= number <= high:
+            raise place.error(f"{value!r} is not between {low:g} and {high:g}", fix)
+        return number
+
+    return parse
+
+
+a_fraction = between(0.0, 1.0, 'write a fraction (0.005) or a percentage ("0.5%")')
 
 
 def an_integer(minimum: int, maximum: int = 10**18) -> Parser:

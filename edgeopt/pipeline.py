@@ -32,10 +32,11 @@ from edgeopt.revalidation import validate
 from edgeopt.runtimes import load_runtime
 from edgeopt.runtimes.reference import open_reference
 from edgeopt.sources.structure_file import save_model
+from edgeopt.tuning.context import StepData
 from edgeopt.tuning.quantize import quantize
 from edgeopt.tuning.sparse_file import with_sparse_kernels
 from edgeopt.tuning.step_figures import SAMPLES, Stage, figures
-from edgeopt.tuning.steps import Made, StepData, check_steps, run_steps
+from edgeopt.tuning.steps import Made, check_steps, run_steps
 from edgeopt.types import Artifact, Bundle, Finding, LayerRules, Model, StepFigures
 from edgeopt.validation.metrics import Metric
 from edgeopt.validation.prove import Subject, Terms, prove
@@ -47,6 +48,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "compare", "export", "validate"]
 
+#: What to try where steps made the model smaller, and so lost most of what is missing.
+_ADVICE = dict.fromkeys(
+    ("accuracy_drop", "agreement"),
+    "train longer (epochs) or remove less; the table of steps shows where it was lost. A distil step recovers without "
+    "labels, a qat step what int8 costs",
+)
 #: Each costs its inputs and outputs in bundle size.
 GOLDEN_VECTORS = 4
 
@@ -111,7 +118,7 @@ class _Run:
             metric=self.metric,
             gates=job.gates,
             required_gates=config.gates_set,
-            advice=job.target.advice,
+            advice={**job.target.advice, **(_ADVICE if made else {})},
             threads=config.threads,
         )
         report = prove(subject, terms, (*self.findings, *remarks, *told), self.progress)
@@ -127,11 +134,16 @@ class _Run:
             golden=tuple(_golden(artifact, twin, self.data, job.target.runtimes[0])),
             chart=draw_steps(report) if report.steps else None,
         )
-        if config.save_weights is not None and model.module is not None:
-            original = self.workbench.torch_model().module
-            assert original is not None
-            save_model(model.module, original, config.save_weights)
-        return write_bundle(bundle_path(config, self.model, job), contents)
+        bundle = write_bundle(bundle_path(config, self.model, job), contents)
+        if config.save_weights is not None:  # last: what it can't write must not cost the bundle
+            self._save(model, config.save_weights)
+        return bundle
+
+    def _save(self, model: Model, path: Path) -> None:
+        original = self.workbench.torch_model().module
+        assert model.module is not None
+        assert original is not None
+        save_model(model.module, original, path)
 
     def _steps(self, job: Job) -> tuple[tuple[Made, ...], tuple[Finding, ...]]:
         if not self.config.step:
@@ -153,9 +165,8 @@ class _Run:
         """Every step's figures, the shipped file's last; none where nothing was done."""
         if not made:
             return ()
-        plain = replace(job, recipe=())
-        start = Stage("start", self.workbench.torch_model(), self._plain(plain, self.workbench))
-        between = [Stage(m.step, m.model, self._plain(plain, self.workbench.variant(m.model))) for m in made[:-1]]
+        start = Stage("start", self.workbench.torch_model(), self._plain(job, self.workbench))
+        between = [Stage(m.step, m.model, self._plain(job, self.workbench.variant(m.model))) for m in made[:-1]]
         last = Stage(made[-1].step, made[-1].model, shipped)
         samples = select(self.data.evaluation, SAMPLES, self.config.seed)
         twin = self.workbench.float_artifact(job.target.format)
@@ -164,6 +175,7 @@ class _Run:
         return figures(stages, twin, runtime, samples, self.metric, self.config.threads, self.progress)
 
     def _plain(self, job: Job, bench: Workbench) -> Artifact:
+        """The file without any pass of a recipe."""
         if job.scheme.precision == "fp32":
             return bench.float_artifact(job.target.format)
         return bench.quantized_artifact(job.target.format, job.scheme, job.estimator)[0]

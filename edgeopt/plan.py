@@ -76,6 +76,7 @@ def with_example(config: RunConfig) -> RunConfig:
         example=None,
         model=example.model,
         calibration=config.calibration or example.calibration,
+        train=config.train or (example.calibration if config.step and not own_data else None),
         evaluation=config.evaluation or (None if own_data else example.evaluation),
     )
 
@@ -118,9 +119,10 @@ def plan_jobs(config: RunConfig) -> tuple[Job, ...]:
     jobs = tuple(_job(name, config) for name in dict.fromkeys(config.target or (DEFAULT_TARGET,)))
     for job in jobs:
         if job.scheme.needs_calibration and config.calibration is None:
+            data = "--train or --calibration DATA" if config.step else "--calibration DATA"
             raise UsageError(
                 f"target {job.target.name!r} quantizes statically and needs sample data",
-                fix="give --calibration DATA (some hundred real inputs), or take a target that needs none, such as "
+                fix=f"give {data} (some hundred real inputs), or take a target that needs none, such as "
                 "android-int8-dynamic",
             )
         _check_runtimes(job.target)

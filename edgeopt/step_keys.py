@@ -10,35 +10,46 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.config_keys import Key
 from edgeopt.config_values import (
+    LARGEST,
     Parser,
     Place,
+    a_fraction,
     a_name_or_path,
-    a_number,
     a_path,
+    a_source,
     a_switch,
     a_text,
     an_integer,
+    between,
     nearest,
     one_of,
     some_texts,
 )
 
 if TYPE_CHECKING:  # the values need NumPy, which `edgeopt --help` does not
-    from edgeopt.compression.steps import Goal, Step
+    from edgeopt.compression.steps import Goal, GoalName, Step
 
 IMPORTANCES = (
     "l1", "l2", "mean-abs", "gradient", "taylor", "hessian", "activation", "batch-norm-scale", "random",
 )  # fmt: skip
 SCHEDULES = ("one-shot", "iterative", "cubic")
 #: What a goal may be given in, beside a share ("0.6x").
-_UNITS = {
+_UNITS: dict[GoalName, dict[str, float]] = {
     "ratio": {"": 1.0, "%": 0.01},
     "macs": {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9},
     "parameters": {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9},
     "size": {"b": 1.0, "kb": 2.0**10, "mb": 2.0**20, "gb": 2.0**30},
     "latency": {"ms": 1.0},
 }
-GOAL_HELP = "latency=0.6x, latency=5ms, macs=0.5x, macs=200M, parameters=1.5M, size=2MB or ratio=40%"
+_EXAMPLES: dict[GoalName, str] = {
+    "latency": "latency=0.6x or latency=5ms",
+    "macs": "macs=0.5x or macs=200M",
+    "parameters": "parameters=0.5x or parameters=1.5M",
+    "size": "size=0.5x or size=2MB",
+    "ratio": "ratio=40% or ratio=0.4",
+}
+COST_HELP = "latency=0.6x, latency=5ms, macs=0.5x, macs=200M, parameters=1.5M or size=2MB"
+GOAL_HELP = f"{COST_HELP}; or ratio=40% of what may go"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,35 +64,23 @@ def a_goal(value: object, place: Place) -> Goal:
     """`latency=0.6x`: what, and a share of what it was ("0.6x") or an amount with its unit."""
     from edgeopt.compression.steps import Goal
 
-    what, separator, amount = a_text(value, place).partition("=")
-    what = what.strip().lower()
+    word, separator, amount = a_text(value, place).partition("=")
+    word = word.strip().lower()
+    what = next((name for name in _UNITS if name == word), None)
     match = re.fullmatch(r"([0-9]*\.?[0-9]+(?:e[+-]?\d+)?)\s*([a-z%]*)", amount.strip().lower())
-    if not separator or what not in _UNITS or match is None:
-        near = nearest(what, _UNITS) if what not in _UNITS else ""
-        raise place.error(f"{value!r} is no goal", f"{near}write {GOAL_HELP}")
+    if not separator or what is None or match is None:
+        raise place.error(f"{value!r} is no goal", f"{nearest(word, _UNITS) if what is None else ''}write {GOAL_HELP}")
     number, unit = float(match[1]), match[2]
     if unit == "x" and what != "ratio":
         if not 0 < number < 1:
             raise place.error(f"{value!r} makes nothing smaller", "give a share between 0 and 1, such as 0.6x")
-        return Goal(what, number, is_share=True)  # type: ignore[arg-type]  # a key of _UNITS
+        return Goal(what, number, is_share=True)
     if unit not in _UNITS[what]:
-        units = ", ".join(f"1{unit}" for unit in _UNITS[what])
-        raise place.error(f"{value!r} has no unit that {what} is measured in", f"write {units} or a share such as 0.6x")
+        raise place.error(f"{value!r} has no unit that {what} is measured in", f"write {_EXAMPLES[what]}")
     number *= _UNITS[what][unit]
-    if number <= 0 or (what == "ratio" and number >= 1):
+    if not 0 < number < (1 if what == "ratio" else LARGEST):
         raise place.error(f"{value!r} can't be reached", "give a share between 0 and 1, or an amount above 0")
-    return Goal(what, number)  # type: ignore[arg-type]
-
-
-def _between(low: float, high: float) -> Parser:
-    def parse(value: object, place: Place) -> float:
-        percent = isinstance(value, str) and value.strip().endswith("%")
-        number = a_number(str(value).strip()[:-1], place) / 100 if percent else a_number(value, place)
-        if not low <= number <= high:
-            raise place.error(f"{value!r} is not between {low:g} and {high:g}")
-        return number
-
-    return parse
+    return Goal(what, number)
 
 
 def _some_of(options: tuple[str, ...]) -> Parser:
@@ -92,11 +91,11 @@ def _some_of(options: tuple[str, ...]) -> Parser:
     return parse
 
 
-def _key(name: str, field: str, parse: Parser, metavar: str, sample: str, help: str, group: str = "") -> StepKey:  # noqa: A002  (the word that Typer has for it)
-    return StepKey(Key(name, group, parse, metavar, sample, help), field)
+def _key(name: str, field: str, parse: Parser, metavar: str, sample: str, text: str, group: str = "") -> StepKey:
+    return StepKey(Key(name, group, parse, metavar, sample, text), field)
 
 
-_SHARE, _RATE = _between(0.0, 1.0), _between(1e-9, 10.0)
+_RATE = between(1e-9, 10.0)
 
 _TRAINING = tuple(
     _key(name, f"training.{field}", parse, metavar, sample, text, "Training")
@@ -106,11 +105,11 @@ _TRAINING = tuple(
          "Peak learning rate; it falls to zero along a cosine. Default: 1e-4 for qat, else 3e-4."),
         ("batch_size", "batch_size", an_integer(1), "N", "32", "Samples per step and process. Default: 32."),
         ("optimizer", "optimizer", one_of(("adamw", "sgd")), "NAME", '"adamw"', "adamw or sgd. Default: adamw."),
-        ("weight_decay", "weight_decay", _between(0.0, 10.0), "X", "1e-4", "Of matrices and kernels. Default: 1e-4."),
-        ("warmup", "warmup", _SHARE, "X", "0.05", "Share of the steps in which the rate rises. Default: 0.05."),
-        ("freeze_batch_norm_after", "freeze_batch_norm_after", _SHARE, "X", "0.5",
+        ("weight_decay", "weight_decay", between(0.0, 10.0), "X", "1e-4", "Of matrices and kernels. Default: 1e-4."),
+        ("warmup", "warmup", a_fraction, "X", "0.05", "Share of the steps in which the rate rises. Default: 0.05."),
+        ("freeze_batch_norm_after", "freeze_batch_norm_after", a_fraction, "X", "0.5",
          "Share of the steps with batch statistics; afterwards as in the file. Default: 0.5."),
-        ("ema", "ema", _between(0.0, 0.99999), "X", "0.999", "Keep the moving average of the weights with this decay."),
+        ("ema", "ema", between(0.0, 0.99999), "X", "0.999", "Keep the moving average of the weights with this decay."),
         ("patience", "patience", an_integer(1), "N", "3",
          "Stop after so many epochs that were no better. Needs validation data."),
         ("mixed_precision", "mixed_precision", one_of(("no", "bf16", "fp16")), "TYPE", '"bf16"',
@@ -121,13 +120,20 @@ _TRAINING = tuple(
     )
 )  # fmt: skip
 
+
+def _loss(default: str) -> StepKey:
+    text = f"distillation (from the teacher), cross-entropy, mse or file.py:function. Default: {default}."
+    return _key("loss", "teaching.loss", a_name_or_path, "NAME", '"cross-entropy"', text, "Training")
+
+
+_LOSS = _loss("cross-entropy with labels, else distillation")
+_SOFT_LOSS = _loss("distillation")
 _TEACHING = tuple(
     _key(name, f"teaching.{name}", parse, metavar, sample, text, "Training")
     for name, parse, metavar, sample, text in (
-        ("loss", a_name_or_path, "NAME", '"cross-entropy"',
-         "distillation (from the teacher), cross-entropy, mse or file.py:function. Default: what the data allow."),
-        ("alpha", _SHARE, "X", "0.5", "Weight of the task loss; the rest is distillation. Default: 0.5."),
-        ("temperature", _between(0.01, 1000.0), "T", "2.0", "Of distillation. Default: 2."),
+        ("alpha", a_fraction, "X", "0.5",
+         "Weight of a task loss (cross-entropy, mse, your own); the rest is distillation. Default: 0.5."),
+        ("temperature", between(0.01, 1000.0), "T", "2.0", "Of distillation. Default: 2."),
     )
 )  # fmt: skip
 
@@ -136,7 +142,7 @@ _FEATURES = tuple(
     for name, parse, metavar, sample, text in (
         ("features", some_texts, "LAYER", '["layers.2=layers.4"]',
          "Layers whose outputs are matched too: student=teacher, or one path for both. Repeatable."),
-        ("feature_weight", _between(0.0, 1e6), "X", "1.0", "Weight of matched layers. Default: 1."),
+        ("feature_weight", between(0.0, 1e6), "X", "1.0", "Weight of matched layers. Default: 1."),
         ("attention", a_switch, "", "true", "Match the attention maps too."),
         ("teacher_cache", a_path, "DIR", '"teacher"', "Keep the teacher's outputs there, so that it runs but once."),
     )
@@ -146,10 +152,11 @@ _PROTECT = _key("protect", "protect", some_texts, "PATTERN", '["head"]',
                 "Layers to leave as they are: path or shell pattern. Repeatable.")  # fmt: skip
 _MULTIPLE = _key("multiple", "multiple", an_integer(1, 1024), "N", "8",
                  "What remains is a multiple of N wide. Default: what fills the device's kernels.")  # fmt: skip
-_MAX_DROP = _key("max_drop", "max_drop", _SHARE, "X", '"1%"',
+_MAX_DROP = _key("max_drop", "max_drop", a_fraction, "X", '"1%"',
                  "Score on the validation data that may be lost; a round that loses more is undone.")  # fmt: skip
 _SCHEDULE = _key("schedule", "schedule", one_of(SCHEDULES), "NAME", '"iterative"',
-                 "one-shot, iterative or cubic (Zhu and Gupta 2017), with training in between.")  # fmt: skip
+                 "one-shot, iterative or cubic (Zhu and Gupta 2017), with training in between. Default: iterative for "
+                 "prune, cubic for sparsify.")  # fmt: skip
 
 STEP_KEYS: dict[str, tuple[StepKey, ...]] = {
     "prune": (
@@ -157,25 +164,27 @@ STEP_KEYS: dict[str, tuple[StepKey, ...]] = {
         _key("remove", "remove", _some_of(("channels", "heads", "blocks")), "WHAT", '["channels", "heads"]',
              "What may go: channels, heads, blocks. Repeatable. Default: channels and heads."),
         _key("importance", "importance", one_of(IMPORTANCES), "NAME", '"taylor"',
-             f"How the worth of a channel is judged: {', '.join(IMPORTANCES)}. Default: taylor with training data."),
+             f"How the worth of a channel is judged: {', '.join(IMPORTANCES)}. Default: taylor with training data, "
+             "activation with calibration data, else l2."),
         _key("scope", "scope", one_of(("global", "per-layer")), "NAME", '"global"',
              "Compare over the whole network, or take the same share of every layer. Default: global."),
         _MULTIPLE,
         _PROTECT,
-        _key("max_ratio", "max_ratio", _between(0.01, 0.99), "X", "0.9",
+        _key("max_ratio", "max_ratio", between(0.01, 0.99), "X", "0.9",
              "Largest share that one layer may lose. Default: 0.9."),
         _SCHEDULE,
-        _key("rounds", "rounds", an_integer(1, 100), "N", "3", "Of the schedule. Default: 3."),
+        _key("rounds", "rounds", an_integer(1, 100), "N", "3", "Of an iterative or cubic schedule. Default: 3."),
         _MAX_DROP,
         _key("round_epochs", "round_epochs", an_integer(0), "N", "1",
              "Of training after every round but the last. Default: 1."),
-        _key("group_lasso", "group_lasso", _between(0.0, 1e3), "X", "1e-4",
+        _key("group_lasso", "group_lasso", between(0.0, 1e3), "X", "1e-4",
              "Penalty on whole channels while training between rounds. Default: none."),
+        _LOSS,
         *_TEACHING,
         *_TRAINING,
     ),
     "sparsify": (
-        _key("sparsity", "to", _between(0.01, 0.99), "X", '"60%"', "Share of weights that become zero. Default: 50%."),
+        _key("sparsity", "to", between(0.01, 0.99), "X", '"60%"', "Share of weights that become zero. Default: 50%."),
         _key("pattern", "pattern", one_of(("unstructured", "2:4")), "NAME", '"unstructured"',
              "unstructured, or 2:4: two of every four. Default: unstructured."),
         _key("method", "method", one_of(("magnitude", "movement")), "NAME", '"magnitude"',
@@ -183,44 +192,48 @@ STEP_KEYS: dict[str, tuple[StepKey, ...]] = {
         _key("scope", "scope", one_of(("global", "per-layer")), "NAME", '"global"',
              "Compare weights over the whole network, or within each layer. Default: global."),
         _SCHEDULE,
-        _key("rounds", "rounds", an_integer(1, 100), "N", "4", "Of the schedule. Default: 4."),
+        _key("rounds", "rounds", an_integer(1, 100), "N", "4", "Of an iterative or cubic schedule. Default: 4."),
         _PROTECT,
-        _key("l1", "l1", _between(0.0, 1e3), "X", "1e-5", "Penalty on weights while training. Default: none."),
+        _key("l1", "l1", between(0.0, 1e3), "X", "1e-5", "Penalty on weights while training. Default: none."),
         _MAX_DROP,
+        _LOSS,
         *_TEACHING,
         *_TRAINING,
     ),
     "factorize": (
         _key("factorize_to", "to", a_goal, "GOAL", '"macs=0.7x"',
              "How small: macs=0.7x, parameters=1.5M, size=2MB or latency=0.8x. Default: what --energy leaves."),
-        _key("energy", "energy", _between(0.01, 1.0), "X", "0.95",
+        _key("energy", "energy", between(0.01, 1.0), "X", "0.95",
              "Share of its output's energy that each layer keeps. Default: 0.95."),
         _key("activation_aware", "activation_aware", a_switch, "", "true",
              "Weight directions by how calibration data use them. Default: yes."),
         _MULTIPLE,
         _PROTECT,
+        _LOSS,
         *_TEACHING,
         *_TRAINING,
     ),
     "distil": (
-        _key("teacher", "teacher", a_name_or_path, "MODEL", '"big.py:build"',
+        _key("teacher", "teacher", a_source, "MODEL", '"big.py:build"',
              "What to learn from, given like the model. Default: the model as it was before any step."),
         _key("teacher_weights", "teacher_weights", a_path, "FILE", '"big.safetensors"', "Weights for the teacher."),
         _key("student", "student", one_of(("model", "derived", "search")), "HOW", '"model"',
              "model: train it as it is; derived: make it narrower and shallower first; search: find out how much "
              "under --student-to. Default: model."),
-        _key("width", "width", _between(0.05, 1.0), "X", "0.5", "Of a derived student, by the model's. Default: 1."),
-        _key("depth", "depth", _between(0.05, 1.0), "X", "0.5", "Of a derived student, by the model's. Default: 1."),
-        _key("student_to", "to", a_goal, "GOAL", '"latency=0.5x"', f"Budget of the search: {GOAL_HELP}."),
+        _key("width", "width", between(0.05, 1.0), "X", "0.5", "Of a derived student, by the model's. Default: 1."),
+        _key("depth", "depth", between(0.05, 1.0), "X", "0.5", "Of a derived student, by the model's. Default: 1."),
+        _key("student_to", "to", a_goal, "GOAL", '"latency=0.5x"', f"Budget of the search: {COST_HELP}."),
         _key("trials", "trials", an_integer(1, 1000), "N", "12", "Students that the search tries. Default: 12."),
         _key("sequence_level", "sequence_level", a_switch, "", "true",
              "Train a generator on what the teacher writes (Kim and Rush 2016)."),
+        _SOFT_LOSS,
         *_TEACHING,
         *_FEATURES,
         *_TRAINING,
     ),
     "qat": (
         _key("lsq", "learned", a_switch, "", "true", "Train scales and ranges too (learned step size).", "Training"),
+        _LOSS,
         *_TEACHING,
         *_TRAINING,
     ),
@@ -258,7 +271,7 @@ def a_step(value: object, place: Place) -> Step:
 def some_steps(value: object, place: Place) -> tuple[Step, ...]:
     if not isinstance(value, list):
         raise place.error(f"{value!r} is not a list of tables", "write each as [[step]]")
-    return tuple(a_step(item, Place(f"{place.where} {number}", place.base)) for number, item in enumerate(value, 1))
+    return tuple(a_step(item, place.item(index)) for index, item in enumerate(value))
 
 
 def step_of(kind: str, values: dict[str, object], place: Place) -> Step:
@@ -283,6 +296,8 @@ def step_of(kind: str, values: dict[str, object], place: Place) -> Step:
     if kind in _NEVER_SIZED and goal is not None and goal.what in _NEVER_SIZED[kind]:
         raise place.error(f"{kind} has no goal {goal.what!r}", "give latency, macs, parameters or size")
     if isinstance(step, Distil):
+        if step.teacher_weights is not None and step.teacher is None:
+            raise place.error("teacher-weights go with a teacher", 'give teacher = "file.py:factory" too')
         if step.student == "search" and step.to is None:
             raise place.error("the search for a student has no budget", "give student-to, such as latency=0.5x")
         if step.student == "derived" and step.width == 1 and step.depth == 1:

@@ -369,7 +369,7 @@ class Measurement:
     """One figure with how it was obtained.
 
     `spread` is (25th percentile, 75th percentile) in the same unit; None for exact figures such as a size.
-    `subject` says of which file: "quantized" or "float" (the twin).
+    `subject` says of which file: "quantized" (what ships; of a smaller network in float, too) or "float" (the twin).
     """
 
     name: str

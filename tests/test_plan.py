@@ -190,6 +190,15 @@ def test_unreadable_labels_name_the_file(tmp_path: Path) -> None:
         load(config_of({"model": "a.onnx", "labels": tmp_path / "labels.txt"}))
 
 
+def test_an_example_brings_its_training_data_where_a_step_can_use_them() -> None:
+    digits = config_of({"example": "digits"})
+    assert with_example(digits).train is None
+    pruned = replace(digits, step=(Prune(),))
+    assert with_example(pruned).train == "edgeopt.examples.digits:training_set"
+    assert with_example(replace(pruned, train="t.npz")).train == "t.npz"
+    assert with_example(replace(pruned, calibration="c.npz")).train is None
+
+
 def test_a_target_demands_fidelity_of_quantization_but_not_of_smaller_networks() -> None:
     config = config_of({"model": "a.onnx", "target": "android-int8", "calibration": "c.npz"})
     assert plan_jobs(config)[0].gates.min_sqnr_db == 10

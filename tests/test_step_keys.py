@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import get_args
@@ -16,6 +17,8 @@ from edgeopt.step_keys import IMPORTANCES, SCHEDULES, STEP_KEYS, a_goal, step_fr
 from edgeopt.training.config import Teaching, TrainingConfig
 
 HERE = Place("here", Path())
+#: The default differs between steps, or is "none".
+SAID_IN_WORDS = ("training.learning_rate", "group_lasso", "l1")
 STEPS = {"prune": Prune, "sparsify": Sparsify, "factorize": Factorize, "distil": Distil, "qat": Qat}
 
 
@@ -73,7 +76,9 @@ def test_goals(text: str, goal: Goal) -> None:
         ("size=5ms", "has no unit"),
         ("ratio=1.5", "can't be reached"),
         ("ratio=0.5x", "has no unit"),
+        ("ratio=0.5x", "write ratio=40% or ratio=0.4"),
         ("macs=0", "can't be reached"),
+        ("macs=1e999", "can't be reached"),
         ("macs=-1", "is no goal"),
     ],
 )
@@ -119,20 +124,54 @@ def test_a_recipe_of_steps(tmp_path: Path) -> None:
         ("step = 3", "is not a list of tables"),
         ("[[step]]\nepochs = 3", "step 1: does not say what to do"),
         ('[[step]]\ndo = "purne"', "did you mean 'prune'"),
-        ('[[step]]\ndo = "prune"\n[[step]]\ndo = "qat"\nepoch = 3', r"step 2 \(qat\): epoch: unknown key; did you mean 'epochs'"),
+        ('[[step]]\ndo = "prune"\n[[step]]\ndo = "qat"\nepoch = 3', r"step 2 \(qat\): epoch: unknown key; did"),
         ('[[step]]\ndo = "prune"\nepochs = 0', r"step 1 \(prune\): epochs: 0 is not a whole number"),
         ('[[step]]\ndo = "prune"\nimportance = "size"', "is not known"),
         ('[[step]]\ndo = "distil"\nstudent = "search"', "has no budget"),
         ('[[step]]\ndo = "distil"\nstudent = "derived"', "has the model's own size"),
+        ('[[step]]\ndo = "distil"\nteacher-weights = "b.safetensors"', "go with a teacher"),
         ('[[step]]\ndo = "distil"\nwidth = 0.5', "are of a derived student"),
         ('[[step]]\ndo = "factorize"\nfactorize-to = "ratio=0.5"', "has no goal 'ratio'"),
         ('[[step]]\ndo = "sparsify"\nmethod = "movement"\npattern = "2:4"', "knows no 2:4"),
     ],
 )  # fmt: skip
 def test_a_bad_step_is_refused_with_its_number(tmp_path: Path, text: str, message: str) -> None:
-    import re
-
     assert re.search(message, error_line(tmp_path, text)), error_line(tmp_path, text)
+
+
+def test_an_error_names_the_line_of_its_step(tmp_path: Path) -> None:
+    text = 'model = "net.py:build"\n\n[[step]]\ndo = "prune"\n\n[[step]]\ndo = "qat"\nepoch = 3\n'
+    assert error_line(tmp_path, text).startswith(f"{tmp_path / 'edgeopt.toml'}:6: step 2 (qat): epoch: unknown key")
+    inline = 'step = [{do = "prune"}, {do = "purne"}]'
+    assert f"{tmp_path / 'edgeopt.toml'}:1: step 2: can't do 'purne'" in error_line(tmp_path, inline)
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_samples_are_values_and_defaults_are_told_truly(kind: str) -> None:
+    import tomllib
+
+    from edgeopt.step_keys import step_of
+
+    for known in STEP_KEYS[kind]:
+        sample = tomllib.loads(f"x = {known.key.sample}")["x"]
+        known.key.parse(sample, HERE)
+    told = {known.field: known.key.help for known in STEP_KEYS[kind] if "Default: " in known.key.help}
+    step = step_of(kind, {}, HERE)
+    for field, text in told.items():
+        value: object = step
+        for part in field.split("."):
+            value = getattr(value, part)
+        if isinstance(value, int | float) and not isinstance(value, bool) and field not in SAID_IN_WORDS:
+            match = re.search(r"Default: ([\d.e-]+)(%?)\.$", text)
+            assert match, (field, text)
+            assert float(match[1]) * (0.01 if match[2] else 1) == value, (field, text)
+
+
+def test_a_teacher_from_a_folder_is_looked_for_beside_the_file(tmp_path: Path) -> None:
+    (tmp_path / "bert").mkdir()
+    (step,) = loaded(tmp_path, '[[step]]\ndo = "distil"\nteacher = "hf:bert"').step
+    assert isinstance(step, Distil)
+    assert step.teacher == f"hf:{tmp_path / 'bert'}"
 
 
 def test_flags_make_a_step_and_name_themselves_in_errors() -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from edgeopt.cli.console import JsonFlag
 from edgeopt.cli.export import build_and_show
-from edgeopt.cli.flags import Given, keys, with_flags
+from edgeopt.cli.flags import ConfigFlag, Given, keys, with_flags
 from edgeopt.errors import UsageError
 from edgeopt.step_keys import STEP_KEYS, step_from_flags
 
@@ -21,13 +20,10 @@ _FLAGS = (
     "percentile", "keep_float", "max_accuracy_drop", "min_agreement", "min_speedup", "threads", "output_dir",
     "save_weights", "cache_dir",
 )  # fmt: skip
-#: Of the steps' keys, those that hold several values.
-_LISTS = ("remove", "protect", "features")
-ConfigFlag = Annotated[
-    Path | None,
-    typer.Option("--config", metavar="FILE", help="Configuration. Default: ./edgeopt.toml.", show_default=False),
-]
-_shown = {kind: (*keys(*_FLAGS), *(known.key for known in STEP_KEYS[kind])) for kind in STEP_KEYS}
+#: The step's key that holds several values, beside those whose kind of value says so.
+_LISTS = ("remove",)
+#: Per command, with what is special to it first.
+_shown = {kind: (*(known.key for known in STEP_KEYS[kind]), *keys(*_FLAGS)) for kind in STEP_KEYS}
 
 
 @with_flags(_shown["prune"], _LISTS)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from edgeopt.cli.console import JsonFlag, bundle_document, missed_checks, print_json, stdout, work
-from edgeopt.cli.flags import Given, with_flags
+from edgeopt.cli.flags import ConfigFlag, Given, with_flags
 from edgeopt.config_keys import KEYS
 from edgeopt.errors import GateError, UsageError
 
@@ -21,10 +20,7 @@ if TYPE_CHECKING:
 def export(
     context: typer.Context,
     given: Given,
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", metavar="FILE", help="Configuration. Default: ./edgeopt.toml.", show_default=False),
-    ] = None,
+    config: ConfigFlag = None,
     json: JsonFlag = False,
 ) -> None:
     """Export, quantize and prove a model for one or several targets.

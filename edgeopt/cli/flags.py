@@ -14,6 +14,10 @@ from edgeopt.config_values import a_path, a_recipe, a_switch, a_table, a_weights
 
 #: Name of a key -> what the command line gave: a text, a path, a list of texts, a switch; None where nothing.
 Given = Mapping[str, object]
+ConfigFlag = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Configuration. Default: ./edgeopt.toml.", show_default=False),
+]
 
 _LISTS = (some_texts, names_or_paths, a_recipe)
 _PATHS = (a_path, a_table, a_weights_file)

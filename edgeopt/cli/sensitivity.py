@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from edgeopt.cli.console import JsonFlag, print_json, stdout, work
-from edgeopt.cli.flags import Given, keys, with_flags
+from edgeopt.cli.flags import ConfigFlag, Given, keys, with_flags
 from edgeopt.errors import UsageError
 
 #: The keys of edgeopt.toml that matter here; the others are taken from the file, or left alone.
@@ -23,10 +23,7 @@ _FLAGS = (
 def sensitivity(
     context: typer.Context,
     given: Given,
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", metavar="FILE", help="Configuration. Default: ./edgeopt.toml.", show_default=False),
-    ] = None,
+    config: ConfigFlag = None,
     output: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Write all figures there.", show_default=False)
     ] = None,

@@ -192,6 +192,8 @@ def _distinct(parts: Sequence[Array]) -> Array:
 
 def _narrowed(shape: LayerShape, lost_inputs: Array, lost_outputs: Array) -> LayerShape:
     """The shape without these input and output channels. A grouped convolution loses whole groups, inputs and all."""
+    # The first call of a packed weight (of attention to another sequence) may make the first of its outputs alone.
+    lost_outputs = lost_outputs[lost_outputs < shape.out_channels]
     per_group = shape.in_channels // shape.groups
     before = per_group * shape.out_channels
     out_channels = shape.out_channels - len(lost_outputs)

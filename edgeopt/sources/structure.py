@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from edgeopt.errors import UsageError
 from edgeopt.json_data import from_plain, loads
+from edgeopt.sources.pruned_attention import PrunedMultiheadAttention
 from edgeopt.sources.structure_diff import describe, described_attribute, same_kind
 from edgeopt.sources.structure_file import METADATA_KEY, load_model, save_model
 from edgeopt.sources.structure_values import (
@@ -28,8 +29,8 @@ from edgeopt.sources.structure_values import (
 )
 
 __all__ = [
-    "METADATA_KEY", "PassThrough", "Structure", "describe", "load_model", "parse", "restructure", "restructured",
-    "save_model",
+    "METADATA_KEY", "PassThrough", "PrunedMultiheadAttention", "Structure", "describe", "load_model", "parse",
+    "restructure", "restructured", "save_model",
 ]  # fmt: skip
 
 #: Where a module keeps its tensors.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeopt.errors import ConversionError
+from edgeopt.sources.pruned_attention import PrunedMultiheadAttention
 from edgeopt.sources.structure_values import (
     Attribute,
     AttributeEdit,
@@ -18,6 +19,7 @@ from edgeopt.sources.structure_values import (
     Replacement,
     Structure,
     TensorEdit,
+    built,
     dtype_name,
     spec_of,
     user_module,
@@ -66,6 +68,8 @@ class _Comparison:
         self._replaced: dict[int, tuple[list[str], nn.Module]] = {}
         self._twins: dict[int, nn.Module] = {}
         self._sources: dict[int, nn.Module] = {}
+        # What replaced layers with layers within are when new; as long as they live, no other has their identity.
+        self._fresh: list[nn.Module] = []
         self._old: dict[str, Tensor | None] = {}
         self._new: dict[str, Tensor | None] = {}
 
@@ -93,9 +97,16 @@ class _Comparison:
                     raise _indescribable(place, "was taken away in another way than layers of its kind are")
                 self._removed.append(place)
             elif twin is not None and (child is None or not _same_class(child, twin)):
-                self._replaced.setdefault(id(twin), ([], twin))[0].append(place)
+                self._replace(place, twin)
             elif twin is not None and child is not None:
                 self.compare(place, child, twin)
+
+    def _replace(self, path: str, new: nn.Module) -> None:
+        paths, _ = self._replaced.setdefault(id(new), ([], new))
+        paths.append(path)
+        if isinstance(new, PrunedMultiheadAttention) and len(paths) == 1 and (spec := spec_of(new)) is not None:
+            self._fresh.append(built(spec))
+            self.compare(path, self._fresh[-1], new)
 
     def _compare_attributes(self, path: str, old: nn.Module, new: nn.Module) -> None:
         for name in dict.fromkeys((*old.__dict__, *new.__dict__)):
@@ -132,11 +143,11 @@ class _Comparison:
         kept = {id(tensor) for tensor in self._new.values()}
         found = []
         for paths, layer in self._replaced.values():
-            own = [id(tensor) for tensor in (*layer.parameters(), *layer.buffers())]
-            stored = [id(t) for part in layer.modules() for t in (*part._parameters.values(), *part._buffers.values())]
-            if kept & set(own) or len(own) != len([one for one in stored if one != id(None)]):
-                raise _indescribable(paths[0], "shares tensors with another layer")
-            kept |= set(own)
+            if not isinstance(layer, PrunedMultiheadAttention):  # whose tensors are among those that are compared
+                own = _tensors_of(layer)
+                if kept & set(own) or len(own) != len(set(own)):
+                    raise _indescribable(paths[0], "shares tensors with another layer")
+                kept |= set(own)
             is_sequential = type(layer) is nn.Sequential
             children = list(layer._modules) if is_sequential else []
             if children != [str(index) for index in range(len(children))]:
@@ -168,6 +179,13 @@ def _ties(tensors: Mapping[str, Tensor | None]) -> list[tuple[str, ...]]:
         if tensor is not None:
             names[id(tensor)].append(name)
     return [tuple(group) for group in names.values()]
+
+
+def _tensors_of(layer: nn.Module) -> list[int]:
+    """Identities of its tensors, as often as it holds them."""
+    parts = layer.modules()
+    held = [tensor for part in parts for tensor in (*part._parameters.values(), *part._buffers.values())]
+    return [id(tensor) for tensor in held if tensor is not None]
 
 
 def _spec(path: str, layer: nn.Module) -> LayerSpec:

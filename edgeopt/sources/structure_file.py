@@ -51,14 +51,14 @@ def save_model(module: nn.Module, original: nn.Module, path: Path) -> None:
         raise UsageError(f"can't be written: {error}", where=str(path)) from error
 
 
-def load_model(module: nn.Module, path: Path) -> nn.Module:
+def load_model(module: nn.Module, path: Path | str) -> nn.Module:
     """Load what `save_model` wrote into a network fresh from its factory, in place, and return it.
 
     ::
 
         from edgeopt.sources.structure import load_model
 
-        net = load_model(MyNet(), Path("pruned.safetensors")).eval()
+        net = load_model(MyNet(), "pruned.safetensors").eval()
 
     Args:
         module: in the source's adapter or not.
@@ -67,7 +67,7 @@ def load_model(module: nn.Module, path: Path) -> nn.Module:
     """
     from edgeopt.sources.structure_values import user_module
 
-    load_weights(user_module(module), path)
+    load_weights(user_module(module), Path(path))
     return module
 
 

@@ -9,13 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from edgeopt.sources.pruned_attention import PrunedMultiheadAttention
 from edgeopt.types import WRAPPED_ATTRIBUTE
 
-LayerKind = Literal["Linear", "Conv1d", "Conv2d", "Conv3d", "Identity", "PassThrough"]
+LayerKind = Literal["Linear", "Conv1d", "Conv2d", "Conv3d", "Identity", "PassThrough", "PrunedMultiheadAttention"]
 TensorType = Literal[
     "float16", "bfloat16", "float32", "float64", "int8", "uint8", "int16", "int32", "int64", "bool"
 ]  # fmt: skip
-Argument = bool | int | str | tuple[int, ...] | None
+Argument = bool | int | float | str | tuple[int, ...] | None
 #: Values of a module's attributes that can be described.
 Attribute = bool | int | float | tuple[int, ...]
 
@@ -47,7 +48,7 @@ class LayerSpec:
     """A layer that can be built anew.
 
     Attributes:
-        kind: class of `torch.nn`, or `PassThrough`.
+        kind: class of `torch.nn`, or one of ours.
         arguments: all of its constructor's.
         dtype: of its tensors, None where it has none.
     """
@@ -122,9 +123,14 @@ _CLASSES: dict[LayerKind, type[nn.Module]] = {
     "Conv3d": nn.Conv3d,
     "Identity": nn.Identity,
     "PassThrough": PassThrough,
+    "PrunedMultiheadAttention": PrunedMultiheadAttention,
 }
 _CONVOLUTION = (
     "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "bias",
+)  # fmt: skip
+_ATTENTION = (
+    "query_width", "key_width", "value_width", "output_width", "num_heads", "head_dim", "has_bias", "dropout",
+    "batch_first",
 )  # fmt: skip
 _ARGUMENTS: dict[LayerKind, tuple[str, ...]] = {
     "Linear": ("in_features", "out_features", "bias"),
@@ -133,6 +139,7 @@ _ARGUMENTS: dict[LayerKind, tuple[str, ...]] = {
     "Conv3d": _CONVOLUTION,
     "Identity": (),
     "PassThrough": ("length",),
+    "PrunedMultiheadAttention": _ATTENTION,
 }
 
 
@@ -143,6 +150,8 @@ def spec_of(layer: nn.Module) -> LayerSpec | None:
         return None
     dtypes = {dtype_name(tensor.dtype) for tensor in (*layer.parameters(), *layer.buffers())}
     if len(dtypes) > 1 or None in dtypes:
+        return None
+    if not all(hasattr(layer, name) for name in _ARGUMENTS[kind]):
         return None
     arguments = {name: getattr(layer, name) for name in _ARGUMENTS[kind]}
     if "bias" in arguments:

@@ -55,7 +55,7 @@ class Checkpoints:
             raise UsageError(
                 "holds a checkpoint of an earlier run",
                 where=str(directory),
-                fix="add --resume to continue it, or give another --checkpoint-dir",
+                fix="continue it (resume), or give another folder",
             )
 
     def save(self, accelerator: Accelerator, state: LoopState, tensors: Mapping[str, Tensor]) -> None:
@@ -94,7 +94,7 @@ class Checkpoints:
         if latest is None:
             return None
         where = str(latest)
-        fix = "give another --checkpoint-dir, or remove this one"
+        fix = "remove it, and training starts over"
         try:
             document = json.loads((latest / _STATE).read_text(encoding="utf-8"))
             state = LoopState(**document)

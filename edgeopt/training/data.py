@@ -38,6 +38,10 @@ class Kept(Protocol):
         """The outputs for a batch of these samples."""
         ...
 
+    def check(self, indices: Sequence[int], arguments: Sequence[Tensor]) -> None:
+        """Raises DataError where one of these samples, stacked, is not what the teacher saw."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
@@ -159,7 +163,10 @@ class _Read:
         samples = [self._data[index] for index in indices]
         arguments = [_stack(spec, samples) for spec in self._inputs]
         labels = _stack_labels(samples)
-        taught = () if self._kept is None else self._kept.of(indices)
+        taught: tuple[Tensor, ...] = ()
+        if self._kept is not None:
+            self._kept.check(indices, arguments)
+            taught = self._kept.of(indices)
         return (*arguments, *taught, *(() if labels is None else (labels,)))
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import shutil
+import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgeopt.errors import UsageError
+from edgeopt.errors import DataError, UsageError
 from edgeopt.sources.digest import sha256_of
 from edgeopt.training.calls import batched, explained, outputs_of
 from edgeopt.training.data import Batch, parts, validation_batches
@@ -30,13 +31,21 @@ if TYPE_CHECKING:
 _LISTING = "outputs.json"
 #: Outputs of the same teacher may differ by this much, relatively: batches of other sizes are added up otherwise.
 _TOLERANCE = 1e-3
+#: Samples that are read twice to see whether they change: a picture that is flipped half of the time may not at first.
+_COMPARED = 8
 
 
 class KeptOutputs:
-    """Memory-mapped arrays (samples, rows, ...), one per output; memory holds the batches that are read only."""
+    """Memory-mapped arrays (samples, rows, ...), one per output; memory holds the batches that are read only.
 
-    def __init__(self, arrays: Sequence[Array]) -> None:
+    Args:
+        arrays: one per output.
+        seen: (samples,), `_digests` of what the teacher was given.
+    """
+
+    def __init__(self, arrays: Sequence[Array], seen: Array) -> None:
         self._arrays = arrays
+        self._seen = seen
 
     def __len__(self) -> int:
         return len(self._arrays)
@@ -46,6 +55,16 @@ class KeptOutputs:
         return tuple(
             torch.from_numpy(np.array(array[list(indices)])).reshape(-1, *array.shape[2:]) for array in self._arrays
         )
+
+    def check(self, indices: Sequence[int], arguments: Sequence[Tensor]) -> None:
+        """Raises DataError where a sample of this batch is not what the teacher saw."""
+        for index, digest in zip(indices, _digests(arguments, len(indices)), strict=True):
+            if digest != self._seen[index]:
+                raise DataError(
+                    "is another one than the teacher saw: the samples change from one reading to the next",
+                    where=f"sample {index}",
+                    fix="leave --teacher-cache out, or the random augmentation",
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +115,8 @@ class TeacherCache:
             ) from error
 
     def _key(self, data: Dataset, content: str) -> str:
-        kinds = [(name, type(module).__qualname__) for name, module in self.teacher.named_modules()]
+        layers = self.teacher.named_modules()
+        kinds = [(name, type(module).__qualname__, module.extra_repr()) for name, module in layers]
         settings = (
             sha256_of((), self.teacher), kinds, data.fingerprint(), content, len(data), self.inputs,
         )  # fmt: skip
@@ -134,6 +154,8 @@ class TeacherCache:
         start = 0
         with ExitStack() as stack:
             files: list[_File] = []
+            seen = _File(folder / "samples.bin", (), np.dtype(np.uint32))
+            stack.enter_context(seen.stream)
             for batch in self.progress.track(batches, "Running the teacher on all samples", len(batches)):
                 outputs = [_storable(output) for output in self._run(batch)]
                 count = min(self.batch_size, len(data) - start)
@@ -152,8 +174,10 @@ class TeacherCache:
                     if not _fits(file.shape, output, count):
                         return "their shapes depend on the sample"
                     file.write(output.numpy())
+                seen.write(_digests(parts(batch, self.inputs).arguments, count))
                 start += count
-        listing = {"key": key, "outputs": [file.entry(len(data)) for file in files]}
+        entries = [file.entry(len(data)) for file in files]
+        listing = {"key": key, "samples": seen.entry(len(data)), "outputs": entries}
         (folder / _LISTING).write_text(json.dumps(listing, indent=2) + "\n", encoding="utf-8")
         return None
 
@@ -193,7 +217,7 @@ def _load(place: Path, key: str) -> KeptOutputs | None:
         if listing["key"] != key:
             return None
         arrays = []
-        for entry in listing["outputs"]:
+        for entry in (listing["samples"], *listing["outputs"]):
             file, dtype = place / Path(entry["file"]).name, np.dtype(entry["dtype"])
             # Bytes of a file must never be taken for objects.
             if dtype.kind not in "fiub" or _sha256(file) != entry["sha256"]:
@@ -201,7 +225,7 @@ def _load(place: Path, key: str) -> KeptOutputs | None:
             arrays.append(np.memmap(file, dtype, "r", shape=tuple(entry["shape"])))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return KeptOutputs(arrays)
+    return KeptOutputs(arrays[1:], arrays[0])
 
 
 def _sha256(file: Path) -> str:
@@ -215,11 +239,21 @@ def _sample_shape(output: Tensor, count: int) -> tuple[int, ...]:
 
 
 def _content(data: Dataset) -> str:
-    """Of the first sample as it reaches the model: a data set's own fingerprint may leave preprocessing out."""
+    """Of the first samples as they reach the model: a data set's own fingerprint may leave preprocessing out."""
     digest = hashlib.sha256()
-    for name, array in sorted(data[0].inputs.items()):
-        digest.update(f"{name} {array.dtype} {array.shape}\n".encode() + array.tobytes())
+    for index in range(min(_COMPARED, len(data))):
+        for name, array in sorted(data[index].inputs.items()):
+            digest.update(f"{name} {array.dtype} {array.shape}\n".encode() + array.tobytes())
     return digest.hexdigest()
+
+
+def _digests(arguments: Sequence[Tensor], count: int) -> Array:
+    """(count,), CRC-32 of each of the samples that are stacked in a batch: fast, and no one is to be deceived."""
+    found = np.zeros(count, np.uint32)
+    for argument in arguments:
+        for index, sample in enumerate(argument.reshape(count, -1).numpy()):
+            found[index] = zlib.crc32(np.ascontiguousarray(sample).data, int(found[index]))
+    return found
 
 
 def _storable(output: Tensor) -> Tensor:

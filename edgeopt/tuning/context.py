@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class StepData:
+    """Samples of the steps; `calibration` sets ranges and judges importance."""
+
+    training: Dataset | None
+    validation: Dataset | None
+    calibration: Dataset | None
+
+
+@dataclass(frozen=True, slots=True)
 class StepContext:
     """Surroundings of one step of a recipe.
 

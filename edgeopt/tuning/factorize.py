@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from edgeopt.compression.base import run_pass
@@ -10,6 +12,8 @@ from edgeopt.compression.fine_tune import FineTuning
 from edgeopt.compression.low_rank.low_rank import LowRank
 from edgeopt.compression.sparsity.constraints import kept_zeros
 from edgeopt.device_profiles.channels import channel_multiple
+from edgeopt.errors import ConversionError
+from edgeopt.tuning.step_cache import StepCache
 from edgeopt.tuning.timing import time_together
 from edgeopt.types import Artifact, Model, Sample
 
@@ -20,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Seconds of timing per file.
 _TIMING_S = 2.0
+#: Where the split model is kept while it is trained.
+_SPLIT = "split"
 
 
 def factorize(model: Model, settings: Factorize, context: StepContext) -> Model:
@@ -37,7 +43,7 @@ def factorize(model: Model, settings: Factorize, context: StepContext) -> Model:
         protect=settings.protect,
         cost=_cost(settings, context),
     )
-    split = run_pass(pass_, model, context.inputs)
+    split = _split(pass_, model, context)
     if context.training is None:
         context.progress.step("Without training data, nothing makes up for what factorization lost")
         return split
@@ -53,13 +59,32 @@ def factorize(model: Model, settings: Factorize, context: StepContext) -> Model:
     return run_pass(recovery, split, context.inputs)
 
 
+def _split(pass_: LowRank, model: Model, context: StepContext) -> Model:
+    """The split model, from an interrupted run where there is one: training goes on with the very ranks that it began
+    with, which a second measurement might choose otherwise."""
+    kept = StepCache(context.state_dir, model)
+    if (split := kept.load(_SPLIT)) is None:
+        split = run_pass(pass_, model, context.inputs)
+        if os.environ.get("RANK", "0") == "0":
+            with suppress(ConversionError):  # of a structure that can't be described
+                kept.save(_SPLIT, split)
+    return split
+
+
 def _cost(settings: Factorize, context: StepContext) -> Callable[[Model], float] | None:
     """Bytes or milliseconds of the file that is exported for a model; None for goals that can be counted."""
     if settings.to is None or settings.to.what not in ("size", "latency"):
         return None
     if settings.to.what == "size":
-        return lambda model: float(_file(context.bench(model), context).size_bytes)
+        return lambda model: _size(model, context)
     return _Latency(context)
+
+
+def _size(model: Model, context: StepContext) -> float:
+    bench = context.bench(model)
+    size = _file(bench, context).size_bytes
+    bench.clear()  # a search for ranks exports many
+    return float(size)
 
 
 class _Latency:

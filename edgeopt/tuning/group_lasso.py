@@ -12,6 +12,7 @@ from edgeopt.compression.pruning.places import Places, all_places
 
 if TYPE_CHECKING:
     from edgeopt.compression.pruning.groups import Prunable
+    from edgeopt.training.constraint import Constraint
 
 
 class GroupLasso:
@@ -20,19 +21,22 @@ class GroupLasso:
     left out.
 
     See `edgeopt.training.constraint.Constraint`.
+
+    Args:
+        zeros: of an earlier step, which stay.
     """
 
-    def __init__(self, prunable: Prunable, strength: float) -> None:
+    def __init__(self, prunable: Prunable, strength: float, zeros: Constraint | None = None) -> None:
         self._prunable = prunable
+        self._zeros = zeros
         self._strength = strength
         self._groups: list[tuple[tuple[Places, ...], Tensor]] = []
 
     def start(self, module: nn.Module) -> None:
-        # The loop trains a wrapper around the network whose paths the groups have.
-        network = getattr(module, "network", module)
-        assert isinstance(network, nn.Module)
+        if self._zeros is not None:
+            self._zeros.start(module)
         for group in self._prunable.groups:
-            places = tuple(part for part in all_places(network, group) if part.parameter.dim() > 1)
+            places = tuple(part for part in all_places(module, group) if part.parameter.dim() > 1)
             if places:
                 counts = sum(_per_unit(part, torch.ones_like(part.parameter)) for part in places)
                 assert isinstance(counts, Tensor)
@@ -49,13 +53,15 @@ class GroupLasso:
         return self._strength * torch.stack(terms).sum()
 
     def after_step(self, step: int, steps: int) -> None:
-        """Nothing: the penalty does it all."""
+        if self._zeros is not None:
+            self._zeros.after_step(step, steps)
 
     def state(self) -> Mapping[str, Tensor]:
-        return {}
+        return {} if self._zeros is None else self._zeros.state()
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """There is no state."""
+        if self._zeros is not None:
+            self._zeros.restore(state)
 
 
 def _per_unit(places: Places, values: Tensor) -> Tensor:

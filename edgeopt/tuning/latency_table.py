@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: Shapes that are measured for one network, and widths per side of a layer: as many as keep to that.
 MAX_SHAPES, LEVELS = 150, (4, 3, 2)
+#: Files that a format may refuse before layers are no longer looked for one by one.
+MAX_REFUSALS = 16
 #: Changes when layers are measured in another way, so that older tables are not taken.
 _METHOD = 1
 #: What makes and runs the files of a format.
@@ -120,15 +122,23 @@ def measure_table(
     wanted = list(dict.fromkeys(single(shape) for grid in grids.values() for shape in grid.shapes()))
     store = _Store(folder, bench)
     failure: ConversionError | None = None
+    refusals = 0
     lots = chunks([shape for shape in wanted if shape not in store.times], bench.format)
     for lot in progress.track(lots, f"Timing layers in {bench.runtime}", len(lots)):
-        try:
-            times = time_layers(lot, bench)
-        except ConversionError as error:
-            # A layer that this format takes in the network only (fused, say) is estimated by its arithmetic.
-            failure = error
-            continue
-        store.add(dict(zip(lot, times, strict=True)))
+        parts = [lot]
+        while parts:
+            part = parts.pop()
+            try:
+                times = time_layers(part, bench)
+            except ConversionError as error:
+                # A layer that this format takes in the network only (fused, say) is estimated by its arithmetic; it is
+                # looked for by halves, so that the others of its file are still timed.
+                failure = error
+                refusals += 1
+                middle = len(part) // 2 if refusals < MAX_REFUSALS else 0
+                parts += [part[:middle], part[middle:]] if middle else []
+                continue
+            store.add(dict(zip(part, times, strict=True)))
     known = {shape: store.times[shape] for shape in wanted if shape in store.times}
     if failure is not None and not known:
         raise failure

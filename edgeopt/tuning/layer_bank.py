@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from edgeopt.compression.cost import LayerShape
     from edgeopt.runtimes.base import Session
 
-#: Layers of one file: enough that the converter's own start-up does not decide. LiteRT's profiler numbers inputs in
-#: another order than the file's signature where there are more than ten.
-LAYERS_PER_FILE: Mapping[Format, int] = {"litert": 10, "onnx": 40, "executorch": 40}
+#: Layers of one file: enough that the converter's own start-up does not decide. LiteRT's takes time for each layer.
+LAYERS_PER_FILE: Mapping[Format, int] = {"litert": 24, "onnx": 40, "executorch": 40}
 WEIGHTS_PER_FILE = 4_000_000
 PROFILED_RUNS = 40
 #: Samples that set the activation ranges, which no kernel's time depends on.

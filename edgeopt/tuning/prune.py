@@ -12,7 +12,7 @@ from edgeopt.compression.base import run_pass, state_digest
 from edgeopt.compression.cost import macs_of, parameters_of
 from edgeopt.compression.fine_tune import FineTuning
 from edgeopt.compression.pruning.analysis import analyse
-from edgeopt.compression.pruning.importance import unit_scores
+from edgeopt.compression.pruning.importance import ESTIMATE_LOSS, unit_scores
 from edgeopt.compression.pruning.removal import remove_units
 from edgeopt.compression.pruning.statistics import ScoringData
 from edgeopt.compression.pruning.structured import StructuredPruning
@@ -20,10 +20,10 @@ from edgeopt.compression.schedule import cubic
 from edgeopt.compression.sparsity.constraints import kept_zeros
 from edgeopt.device_profiles.channels import channel_multiple
 from edgeopt.errors import ConversionError, UsageError
-from edgeopt.layer_names import strip_wrapper
 from edgeopt.tuning.prune_state import Round, RoundStore
 from edgeopt.tuning.pruning_costs import Cost, cost_for
-from edgeopt.tuning.pruning_search import Limits, Search, Trial
+from edgeopt.tuning.pruning_search import Limits, Search, Trial, meets
+from edgeopt.tuning.pruning_texts import goal_text, kept_text, removed_text
 from edgeopt.types import Model, StepRecord
 
 if TYPE_CHECKING:
@@ -46,11 +46,11 @@ def prune(model: Model, settings: Prune, context: StepContext) -> Model:
     least loss of importance, and trains on with the model before the step as teacher. Every round's training has a
     warm-up and a cosine of its own; its peak is `training.learning_rate` in the last round, `RATE_ON_THE_WAY` of that
     before. Without training data there is one round and no training. Where `max_drop` is set, a round that loses more
-    is undone and is the last; the history says so ("prune-undone"). A finished round is kept in the context's folder,
-    and an interrupted run goes on after it.
+    is undone, the history says so ("prune-undone"), and the network of the round before gets the training of the last
+    one. A finished round is kept in the context's folder, and an interrupted run goes on after it.
 
     Raises:
-        UsageError: settings that contradict one another or the data.
+        UsageError: settings that contradict one another or the data, a pattern of `protect` that matches nothing.
         ConversionError: nothing can be pruned, or the goal is out of reach; it says how far the model can go.
         any error of `run_pass`, the exporter and the runtime.
     """
@@ -89,6 +89,10 @@ def _check(settings: Prune, context: StepContext) -> None:
         raise UsageError(problem, where=f"to {goal.what}", fix="take 0.5, say" if top else "take a positive figure")
     if settings.rounds < 1:
         raise UsageError(f"{settings.rounds} rounds are none", where="rounds", fix="take 1 or more")
+    if not 0 < settings.max_ratio < 1:
+        raise UsageError(f"{settings.max_ratio:g} is no share", where="max-ratio", fix="take a share between 0 and 1")
+    if settings.multiple is not None and settings.multiple < 1:
+        raise UsageError(f"{settings.multiple} is no width", where="multiple", fix="take 1 or more")
     if settings.max_drop is not None and context.validation is None:
         raise UsageError("needs data to judge the rounds by", where="max-drop", fix="give --validation DATA")
     if goal.what in ("size", "latency") and os.environ.get("WORLD_SIZE", "1") != "1":
@@ -138,8 +142,9 @@ class _Rounds:
 
     def _start(self, prunable: Prunable) -> Round:
         widest = {group.name: group.units for group in prunable.groups}
+        blocks = sum(group.kind == "blocks" for group in prunable.groups)
         score = None if self._settings.max_drop is None else self._score(self._model)
-        return Round(0, self._model, 1.0, widest, score)
+        return Round(0, self._model, 1.0, widest, blocks, score)
 
     def _round(self, done: Round, shares: tuple[float, ...], cost: Cost) -> Round:
         number, target = done.number + 1, shares[done.number]
@@ -147,7 +152,7 @@ class _Rounds:
         title = f"Round {number} of {len(shares)}: " if len(shares) > 1 else ""
         self._context.progress.step(f"{title}pruning to {target:.2f}x {self._settings.to.what}")
         model, share = done.model, done.cost
-        if done.cost > target:  # Otherwise an earlier round went further than it had to.
+        if not meets(done.cost, target):  # Otherwise an earlier round went further than it had to.
             found = self._find(done, target, shares[-1], cost, is_final)
             if found.trial.plan:
                 record = self._record(model, found, number, len(shares))
@@ -178,8 +183,9 @@ class _Rounds:
             scores,
             cost,
             done.cost,
-            Limits(settings.scope, self._multiple, settings.max_ratio, done.widest),
+            Limits(settings.scope, self._multiple, settings.max_ratio, done.widest, done.blocks),
             lambda plan: remove_units(model, prunable, plan),
+            are_losses=self._importance in ESTIMATE_LOSS,
         )
         if not is_final and done.number == 0:
             # Hours of training must not come before the news that the goal can't be met.
@@ -219,11 +225,12 @@ class _Rounds:
 
     def _constraint(self, model: Model, *, is_final: bool) -> Constraint | None:
         """Zeros of an earlier step stay; channels are drawn to zero where they still can go."""
+        zeros = kept_zeros(model)
         if is_final or not self._settings.group_lasso > 0:
-            return kept_zeros(model)
+            return zeros
         from edgeopt.tuning.group_lasso import GroupLasso
 
-        return GroupLasso(self._analysed(model), self._settings.group_lasso)
+        return GroupLasso(self._analysed(model), self._settings.group_lasso, zeros)
 
     def _judged(self, before: Round, made: Round, target: float) -> Round:
         """The round, or that before it where it loses more than it may."""
@@ -249,6 +256,9 @@ class _Rounds:
             },
         )
         kept = replace(before.model, history=(*before.model.history, step))
+        if before.model.history != self._model.history:
+            # It has had short trainings only; validation keeps this one from making it worse.
+            kept = self._fine_tuned(kept, made.number + 1, is_final=True)
         return replace(before, number=made.number, model=kept, is_last=True)
 
     def _score(self, model: Model) -> float:
@@ -267,7 +277,7 @@ class _Rounds:
     def _record(self, model: Model, found: _Found, number: int, rounds: int) -> dict[str, _Plain]:
         settings = self._settings
         return {
-            "to": _text(settings.to),
+            "to": goal_text(settings.to),
             "importance": self._importance,
             "scope": settings.scope,
             "multiple": self._multiple,
@@ -277,7 +287,8 @@ class _Rounds:
             "rounds": rounds,
             "group_lasso": settings.group_lasso,
             "fine_tuned": self._context.training is not None,
-            "removed": removed_text(found.prunable, found.trial),
+            "removed": removed_text(found.prunable, found.trial.plan),
+            "kept": kept_text(found.prunable),
             "macs_before": _macs(model),
             "macs_after": _macs(found.trial.model),
             "parameters_before": parameters_of(model),
@@ -302,9 +313,11 @@ class _Rounds:
 def _refuse_nothing(model: Model, prunable: Prunable) -> None:
     if prunable.groups:
         return
-    why = f" ({strip_wrapper(prunable.kept[0].layer)}: {prunable.kept[0].reason})" if prunable.kept else ""
+    why = f" ({kept_text(prunable)})" if prunable.kept else ""
     raise ConversionError(
-        f"has nothing that may be pruned{why}", where=model.name, fix="protect fewer layers, or remove others"
+        f"has nothing that may be pruned{why}",
+        where=model.name,
+        fix="protect fewer layers, or allow other kinds of units with --remove",
     )
 
 
@@ -313,24 +326,6 @@ def target_share(goal: Goal, before: float) -> float:
     if goal.what == "ratio":
         return 1 - goal.value
     return goal.value if goal.is_share else goal.value / before
-
-
-def removed_text(prunable: Prunable, trial: Trial) -> str:
-    """ "features.0: 64 -> 40, layers.3: removed"."""
-    texts = []
-    for group in prunable.groups:
-        gone = len(trial.plan.get(group.name, ()))
-        name = strip_wrapper(group.name)
-        if gone and group.kind == "blocks":
-            texts.append(f"{name}: removed")
-        elif gone:
-            heads = " heads" if group.kind == "heads" else ""
-            texts.append(f"{name}: {group.units} -> {group.units - gone}{heads}")
-    return ", ".join(texts)
-
-
-def _text(goal: Goal) -> str:
-    return f"{goal.what} {goal.value:g}{'x' if goal.is_share else ''}"
 
 
 def _macs(model: Model) -> int | None:

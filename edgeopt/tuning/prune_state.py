@@ -29,6 +29,7 @@ class Round:
         model: after the last of them.
         cost: of it, as a share of the model's of before the step.
         widest: units of every group before the step.
+        blocks: how many could go before the step.
         score_before: of the model before the step; None where nothing limits the loss.
         is_last: no further round will run.
     """
@@ -37,6 +38,7 @@ class Round:
     model: Model
     cost: float
     widest: Mapping[str, int]
+    blocks: int = 0
     score_before: float | None = None
     is_last: bool = False
 
@@ -48,6 +50,7 @@ class _Record:
     number: int
     cost: float
     widest: Mapping[str, int]
+    blocks: int
     score_before: float | None
     is_last: bool
     history: tuple[StepRecord, ...] = field(default_factory=tuple)
@@ -134,6 +137,7 @@ class RoundStore:
             done.number,
             done.cost,
             done.widest,
+            done.blocks,
             done.score_before,
             done.is_last,
             done.model.history,
@@ -149,14 +153,23 @@ class RoundStore:
         assert self._original.module is not None
         module = load_model(copy.deepcopy(self._original.module), self._directory / _WEIGHTS).eval()
         model = replace(self._original, module=module, native=None, history=record.history, input_ranges={})
-        return Round(record.number, model, record.cost, record.widest, record.score_before, record.is_last)
+        return Round(
+            record.number, model, record.cost, record.widest, record.blocks, record.score_before, record.is_last
+        )
 
     def _digest(self) -> str:
         return hashlib.sha256((self._directory / _WEIGHTS).read_bytes()).hexdigest()
 
 
 def _write(path: Path, value: object) -> None:
-    """Beside, and then renamed."""
+    """Beside, and then renamed. Raises UsageError where that can't be written."""
     partial = path.with_suffix(".partial")
-    partial.write_text(dumps(value), encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(dumps(value), encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise UsageError(
+            f"can't be written: {(error.strerror or str(error)).lower()}",
+            where=str(path.parent),
+            fix="give another --cache-dir",
+        ) from error

@@ -38,11 +38,13 @@ class Cost(ABC):
         before: of the model before the step, in the cost's own unit.
         is_exact: whether predictions and measurements are counts; else both have errors.
         by_efficiency: whether units should leave by what they save, rather than by their importance alone.
+        name: for messages.
     """
 
     before: float
     is_exact: bool = True
     by_efficiency: bool = False
+    name: str = "cost"
 
     @abstractmethod
     def saving(self, model: Model, prunable: Prunable) -> Saving:
@@ -52,9 +54,18 @@ class Cost(ABC):
     def measure(self, model: Model, predicted: float) -> float:
         """Of a pruned model, as a share of `before`; `predicted` is what was expected."""
 
+    def text(self, share: float) -> str:
+        """ "0.60x of the latency (3.1 ms)"."""
+        return f"{share:.2f}x of the {self.name} ({self._amount(share * self.before)})"
+
+    def _amount(self, value: float) -> str:
+        return f"{value:,.0f}"
+
 
 class ChannelCost(Cost):
     """Prunable channels: the goal "ratio". `prunable` is that of the model before the step."""
+
+    name = "prunable channels"
 
     def __init__(self, prunable: Prunable) -> None:
         self.before = float(channels_left(prunable, {}))
@@ -75,6 +86,7 @@ class CountedCost(Cost):
     def __init__(self, model: Model, what: GoalName) -> None:
         self._count = macs_of if what == "macs" else parameters_of
         self._planned = planned_macs if what == "macs" else planned_parameters
+        self.name = "multiply-accumulates" if what == "macs" else "parameters"
         self.before = float(self._count(model))
 
     def saving(self, model: Model, prunable: Prunable) -> Saving:
@@ -91,6 +103,7 @@ class SizeCost(Cost):
     """Bytes of the exported file, predicted by its weights."""
 
     is_exact = False
+    name = "file"
 
     def __init__(self, model: Model, context: StepContext) -> None:
         self._context = context
@@ -105,6 +118,9 @@ class SizeCost(Cost):
     def measure(self, model: Model, predicted: float) -> float:
         del predicted
         return self._size(model) / self.before
+
+    def _amount(self, value: float) -> str:
+        return f"{value / 1024:,.1f} KB"
 
     def _size(self, model: Model) -> int:
         bench = self._context.bench(model)
@@ -122,6 +138,7 @@ class LatencyCost(Cost):
 
     is_exact = False
     by_efficiency = True
+    name = "latency"
 
     def __init__(self, model: Model, prunable: Prunable, multiple: int, max_ratio: float, context: StepContext) -> None:
         self._context = context
@@ -151,6 +168,9 @@ class LatencyCost(Cost):
                 break
         bench.clear()
         return median(ratios)
+
+    def _amount(self, value: float) -> str:
+        return f"{value:.3g} ms"
 
     def _time(self, files: list[Artifact]) -> tuple[Timed, ...]:
         return time_together(files, self._runtime, self._sample, self._context.threads, TIMING_S)

@@ -17,9 +17,11 @@ from edgeopt.json_data import dumps, from_plain, loads
 from edgeopt.sources.structure_file import load_model, save_model
 from edgeopt.types import Model, StepRecord
 
-_TOOLS = ("torch", "torch-pruning", "accelerate", "safetensors", "numpy")
-#: Packages of ours whose code decides what a step does.
-_CODE = ("compression", "training", "tuning", "calibration", "exporter", "sources")
+#: What computes, and what makes and runs the files that steps measure.
+_TOOLS = (
+    "torch", "torch-pruning", "accelerate", "safetensors", "numpy", "transformers", "litert-torch", "ai-edge-quantizer",
+    "ai-edge-litert", "onnx", "onnxruntime", "executorch", "torchao",
+)  # fmt: skip
 _WEIGHTS, _RECORD = "model.safetensors", "record.json"
 
 
@@ -45,9 +47,12 @@ class StepCache:
         self._original = original
 
     def state(self, key: str) -> Path:
-        """Where an unfinished step keeps what it needs to go on; exists."""
+        """Where an unfinished step keeps what it needs to go on; exists. Raises UsageError where it can't be made."""
         path = self._directory / f"{key}.unfinished"
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._not_writable(error) from error
         return path
 
     def load(self, key: str) -> Model | None:
@@ -90,8 +95,15 @@ class StepCache:
                 shutil.rmtree(final, ignore_errors=True)
                 partial.rename(final)
         except OSError as error:
-            raise UsageError(f"can't be written: {error.strerror}", where=f"cache-dir {self._directory}") from error
+            raise self._not_writable(error) from error
         shutil.rmtree(self._directory / f"{key}.unfinished", ignore_errors=True)
+
+    def _not_writable(self, error: OSError) -> UsageError:
+        return UsageError(
+            f"can't be written: {(error.strerror or str(error)).lower()}",
+            where=str(self._directory),
+            fix="give another --cache-dir",
+        )
 
 
 def key_of(model: Model, parts: Iterable[object]) -> str:
@@ -109,21 +121,13 @@ def key_of(model: Model, parts: Iterable[object]) -> str:
     return digest.hexdigest()[:32]
 
 
-def content_of(spec: str | None) -> str:
-    """SHA-256 of the file that a value such as "file.py:function" or "net.safetensors" names; "" where none."""
-    location = (spec or "").partition(":")[0]
-    path = Path(location)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if location and path.is_file() else ""
-
-
 @cache
 def _code() -> tuple[str, ...]:
     """Versions of tools, and a digest of our own code: a change of either makes everything anew."""
     digest = hashlib.sha256()
     root = Path(__file__).parent.parent
-    for package in _CODE:
-        for path in sorted((root / package).rglob("*.py")):
-            digest.update(path.read_bytes())
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.read_bytes())
     return (*(f"{name} {_version(name)}" for name in _TOOLS), digest.hexdigest())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import sys
 import sysconfig
@@ -13,9 +14,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from edgeopt.compression.base import state_digest
-from edgeopt.compression.steps import Distil, Goal, Qat, Step
+from edgeopt.compression.steps import Distil, Goal, Qat, Sparsify, Step
 from edgeopt.device_profiles.channels import channel_multiple
-from edgeopt.errors import UsageError
 from edgeopt.sources import SourceOptions, load_model
 from edgeopt.types import Model, TextPreprocessing
 from edgeopt.user_code import load_user_object
@@ -24,30 +24,28 @@ if TYPE_CHECKING:
     from edgeopt.config import RunConfig
     from edgeopt.datasets.base import Dataset
     from edgeopt.plan import Job
+    from edgeopt.tuning.context import StepData
 
 #: Code that a user does not write: its version tells one from another.
 _INSTALLED = tuple(
-    str(Path(folder).resolve()) + "/"
+    f"{Path(folder).resolve()}{os.sep}"
     for folder in (
-        *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
-        Path(__file__).parent.parent,
+        *map(sysconfig.get_paths().__getitem__, ("stdlib", "platstdlib", "purelib", "platlib")),
+        str(Path(__file__).parent.parent),
     )
 )
 
 
-def identity_of(
-    step: Step, job: Job, config: RunConfig, data: Iterable[Dataset | None], original: Model
-) -> tuple[object, ...]:
+def identity_of(step: Step, job: Job, config: RunConfig, data: StepData, original: Model) -> tuple[object, ...]:
     """Everything beside the model that the step is given, and our own code, that decides what it makes.
 
     A teacher is loaded for it, and a user's loss imported, so that neither fails after hours of earlier steps.
 
     Args:
-        data: that the step trains on, is judged by, and looks at.
         original: the model as it was loaded.
 
     Raises:
-        UsageError: no such loss.
+        UsageError: no such loss, or one that the data don't allow.
         any error of `load_model` for the teacher.
     """
     # Where files lie makes no difference, what is in them does.
@@ -56,12 +54,18 @@ def identity_of(
         settings = replace(settings, teacher=settings.teacher and "", teacher_weights=None)
     return (
         type(step).__name__, sorted(asdict(settings).items()),
-        _loss(step), _teacher(step, original),
+        _loss(step, data.training), _teacher(step, original),
         *_target(step, job, config),
         config.seed, config.num_calibration_samples,
-        *(None if part is None else part.fingerprint() for part in data),
+        *(None if part is None else part.fingerprint() for part in (data.training, data.validation, data.calibration)),
         _model(original),
     )  # fmt: skip
+
+
+def is_measured(step: Step) -> bool:
+    """Whether the step exports and measures files on its way to its goal."""
+    goal = getattr(step, "to", None)
+    return isinstance(goal, Goal) and goal.what in ("size", "latency")
 
 
 def code_of(start: Iterable[ModuleType | None]) -> str:
@@ -110,30 +114,29 @@ def _teacher(step: Step, original: Model) -> tuple[object, ...]:
     if not isinstance(step, Distil):
         return ()
     if step.teacher is None:
-        if step.teacher_weights is not None:
-            raise UsageError("goes with a teacher", where="teacher-weights", fix="give --teacher file.py:factory")
         return (state_digest(original.module),) if original.module is not None else ()
     teacher = load_model(step.teacher, SourceOptions(weights=step.teacher_weights, inputs=original.inputs))
     return (*_model(teacher), "" if teacher.module is None else state_digest(teacher.module))
 
 
-def _loss(step: Step) -> str:
+def _loss(step: Step, training: Dataset | None) -> str:
     from edgeopt.training.losses import load_loss
 
     spec = step.teaching.loss
     if spec is None:
         return ""
-    load_loss(spec, True, step.teaching.alpha, step.teaching.temperature)
+    writes_labels = isinstance(step, Distil) and step.sequence_level
+    is_labelled = training is None or training.is_labelled or writes_labels
+    load_loss(spec, is_labelled, step.teaching.alpha, step.teaching.temperature)
     return code_of([load_user_object(spec, "loss").module]) if re.search(r":[\w.]+$", spec) else ""
 
 
 def _target(step: Step, job: Job, config: RunConfig) -> tuple[object, ...]:
     """What a step takes from the target: all of its arithmetic and kernels where it measures files or trains for them,
-    else its width step alone, so that several targets share the result."""
-    goal = getattr(step, "to", None)
-    is_measured = isinstance(goal, Goal) and goal.what in ("size", "latency")
-    multiple = channel_multiple(job.device, job.scheme.precision)
-    if not isinstance(step, Qat) and not is_measured:
+    else its width step at most, so that several targets share the result."""
+    keeps_widths = isinstance(step, Sparsify) or (isinstance(step, Distil) and step.student == "model")
+    multiple = None if keeps_widths else channel_multiple(job.device, job.scheme.precision)
+    if not isinstance(step, Qat) and not is_measured(step):
         return (multiple,)
     return (
         multiple, job.target.format, job.target.runtimes, job.scheme, job.estimator, job.device.name, config.threads,

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeopt.compression.base import PassInputs
-from edgeopt.compression.steps import Distil, Factorize, Goal, Prune, Qat, Sparsify, Step
-from edgeopt.device_profiles.channels import channel_multiple
+from edgeopt.compression.pruning.importance import DATA_DRIVEN
+from edgeopt.compression.steps import Distil, Factorize, Prune, Qat, Sparsify, Step
 from edgeopt.errors import ConversionError, UsageError
 from edgeopt.plan import Job
-from edgeopt.tuning.context import StepContext
-from edgeopt.tuning.step_cache import StepCache, content_of, key_of
+from edgeopt.tuning.context import StepContext, StepData
+from edgeopt.tuning.step_cache import StepCache, key_of
+from edgeopt.tuning.step_identity import identity_of, is_measured
 from edgeopt.types import Finding, Model, Sample, StepRecord
 
 if TYPE_CHECKING:
     from edgeopt.config import RunConfig
     from edgeopt.datasets.base import Dataset
     from edgeopt.progress import Progress
+    from edgeopt.sources import ModelSpec
     from edgeopt.workbench import Workbench
 
 #: What each step is called, and the function that does it: (Model, its settings, StepContext) -> Model.
@@ -36,20 +38,10 @@ _STEPS: dict[type[Step], tuple[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """The model after one step. `cached`: it was not done again."""
+    """The model after one step."""
 
     step: str
     model: Model
-    cached: bool
-
-
-@dataclass(frozen=True, slots=True)
-class StepData:
-    """Samples of the steps; `calibration` sets ranges and judges importance."""
-
-    training: Dataset | None
-    validation: Dataset | None
-    calibration: Dataset | None
 
 
 def name_of(step: Step) -> str:
@@ -68,63 +60,58 @@ def run_steps(
 
     Raises:
         any error of the steps.
+        UsageError: the cache can't be written.
         SystemExit: in every process but the first of an `accelerate launch`: one is enough to export.
     """
     original = bench.torch_model()
     cache = StepCache((config.cache_dir or config.output_dir / ".steps") / original.name, original)
+    identities = [identity_of(step, job, config, data, original) for step in steps]
+    context = _context(original, job, config, data, bench)
     model, made, findings = original, [], []
     is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
-    for number, step in enumerate(steps, 1):
+    for number, (step, identity) in enumerate(zip(steps, identities, strict=True), 1):
         name = name_of(step)
         progress.step(f"Step {number} of {len(steps)}: {name}")
-        key = key_of(model, _depends_on(step, job, config, data, original))
+        key = key_of(model, identity)
         known = cache.load(key) if is_alone else None
         if known is None:
-            known = _do(step, model, original, job, config, data, bench, cache.state(key))
+            known = _do(step, model, replace(context, state_dir=cache.state(key)))
             if int(os.environ.get("RANK", "0")) != 0:
                 raise SystemExit(0)
             findings += _kept(cache, key, known, name)
-            made.append(Made(name, known, cached=False))
         else:
-            made.append(Made(name, known, cached=True))
             findings.append(Finding("step-cached", name, "was done before; its result was taken from the cache"))
         findings += _undone(known.history[len(model.history) :], name)
+        made.append(Made(name, known))
         model = known
     return tuple(made), tuple(findings)
 
 
-def _do(
-    step: Step,
-    model: Model,
-    original: Model,
-    job: Job,
-    config: RunConfig,
-    data: StepData,
-    bench: Workbench,
-    state: Path,
-) -> Model:
+def _do(step: Step, model: Model, context: StepContext) -> Model:
+    module, _, attribute = _STEPS[type(step)][1].partition(":")
+    run: Callable[[Model, Step, StepContext], Model] = getattr(import_module(module), attribute)
+    return run(model, step, context)
+
+
+def _context(original: Model, job: Job, config: RunConfig, data: StepData, bench: Workbench) -> StepContext:
+    """What all steps are given, but for the folder of each."""
     inputs = bench.pass_inputs(job.scheme, job.estimator)
     if inputs.samples is None and data.training is not None:
         inputs = _from_training(inputs, data.training, config.num_calibration_samples)
-    context = StepContext(
+    return StepContext(
         job=job,
         original=original,
         training=data.training,
         validation=data.validation,
         inputs=inputs,
         bench=bench.variant,
-        state_dir=state,
+        state_dir=Path(),
         threads=config.threads,
     )
-    module, _, attribute = _STEPS[type(step)][1].partition(":")
-    run: Callable[[Model, Step, StepContext], Model] = getattr(import_module(module), attribute)
-    return run(model, step, context)
 
 
 def _from_training(inputs: PassInputs, training: Dataset, count: int) -> PassInputs:
     """Pass inputs with samples of the training data, where there are none for calibration."""
-    from dataclasses import replace
-
     from edgeopt.datasets import select
 
     chosen = select(training, count, inputs.seed)
@@ -138,7 +125,7 @@ def _from_training(inputs: PassInputs, training: Dataset, count: int) -> PassInp
 def _kept(cache: StepCache, key: str, model: Model, name: str) -> list[Finding]:
     try:
         cache.save(key, model)
-    except ConversionError as error:
+    except (ConversionError, UsageError) as error:  # hours of training are worth more than their copy
         return [Finding("step-not-cached", name, f"can't be kept for a next run: {error.problem}")]
     return []
 
@@ -157,33 +144,6 @@ def _undone(records: Iterable[StepRecord], name: str) -> list[Finding]:
     ]
 
 
-def _depends_on(step: Step, job: Job, config: RunConfig, data: StepData, original: Model) -> tuple[object, ...]:
-    """Everything beside the model and our code that decides what a step makes."""
-    files = (step.teaching.loss, *((step.teacher, str(step.teacher_weights)) if isinstance(step, Distil) else ()))
-    return (
-        name_of(step),
-        sorted(asdict(step).items()),
-        tuple(content_of(name) for name in files),
-        *_target_of(step, job, config),
-        config.seed, config.num_calibration_samples,
-        *(None if part is None else part.fingerprint() for part in (data.training, data.validation, data.calibration)),
-        original.source_sha256,
-    )  # fmt: skip
-
-
-def _target_of(step: Step, job: Job, config: RunConfig) -> tuple[object, ...]:
-    """What a step takes from the target: all of its arithmetic and kernels where it measures files or trains for them,
-    else its width step alone, so that several targets share the result."""
-    goal = getattr(step, "to", None)
-    is_measured = isinstance(goal, Goal) and goal.what in ("size", "latency")
-    if not isinstance(step, Qat) and not is_measured:
-        return (channel_multiple(job.device, job.scheme.precision),)
-    return (
-        job.target.format, job.target.runtimes, job.scheme, job.estimator, job.device.name, config.threads,
-        config.keep_float, config.int16_activations,
-    )  # fmt: skip
-
-
 def check_steps(config: RunConfig, jobs: tuple[Job, ...]) -> None:
     """Refuse before any work what can't be done, or would be found out only after hours of training.
 
@@ -197,18 +157,44 @@ def check_steps(config: RunConfig, jobs: tuple[Job, ...]) -> None:
                     where=name.replace("_", "-"),
                     fix="add a [[step]] to edgeopt.toml, or take edgeopt prune, sparsify, factorize, distil or qat",
                 )
-    if config.save_weights is not None and len(jobs) > 1:
-        raise UsageError(
-            "would be written once per target", where="save-weights", fix="give one --target, or save each on its own"
-        )
-    if len(config.step) > 1 and os.environ.get("WORLD_SIZE", "1") != "1":
+    if config.save_weights is not None:
+        _check_saving(config.save_weights, config.model, jobs)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        _check_processes(config.step)
+    for number, step in enumerate(config.step, 1):
+        _check_step(step, number == len(config.step), config, jobs)
+
+
+def _check_processes(steps: tuple[Step, ...]) -> None:
+    if len(steps) > 1:
         raise UsageError(
             "several processes can do one step only",
             where="step",
             fix="run the steps one by one, with --save-weights and --weights in between",
         )
-    for number, step in enumerate(config.step, 1):
-        _check_step(step, number == len(config.step), config, jobs)
+    for step in steps:
+        if is_measured(step):
+            raise UsageError(
+                "the goal is measured, and several processes would measure differently",
+                where=name_of(step),
+                fix="take one process, or aim at macs or parameters",
+            )
+
+
+def _check_saving(path: Path, source: str | ModelSpec | None, jobs: tuple[Job, ...]) -> None:
+    if len(jobs) > 1:
+        raise UsageError(
+            "would be written once per target", where="save-weights", fix="give one --target, or save each on its own"
+        )
+    if isinstance(source, str) and ":" not in source:  # neither a factory nor hf:
+        raise UsageError(
+            "writes weights for Python code that builds the network, and this model comes as a graph",
+            where="save-weights",
+            fix="leave it out, or give the model as file.py:factory",
+        )
+    ancestor = next(parent for parent in path.absolute().parents if parent.exists())
+    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
+        raise UsageError("can't be written: no folder to write into", where=f"save-weights {path}")
 
 
 def _check_step(step: Step, is_last: bool, config: RunConfig, jobs: tuple[Job, ...]) -> None:
@@ -216,7 +202,7 @@ def _check_step(step: Step, is_last: bool, config: RunConfig, jobs: tuple[Job, .
     if config.train is None:
         if isinstance(step, Distil | Qat) or (isinstance(step, Sparsify) and step.method == "movement"):
             raise UsageError("has nothing to train on", where=where, fix="give --train DATA")
-        if isinstance(step, Prune) and step.importance in ("gradient", "taylor", "hessian") and not config.calibration:
+        if isinstance(step, Prune) and step.importance in DATA_DRIVEN and config.calibration is None:
             raise UsageError(
                 f"the importance {step.importance!r} is judged by data", where=where, fix="give --train DATA"
             )
@@ -225,6 +211,10 @@ def _check_step(step: Step, is_last: bool, config: RunConfig, jobs: tuple[Job, .
             raise UsageError("patience needs data to judge the epochs by", where=where, fix="give --validation DATA")
         if isinstance(step, Prune | Sparsify) and step.max_drop is not None:
             raise UsageError("max-drop needs data to judge the rounds by", where=where, fix="give --validation DATA")
+        if isinstance(step, Distil) and step.student == "search":
+            raise UsageError(
+                "the search needs data to judge the students by", where=where, fix="give --validation DATA"
+            )
     if isinstance(step, Qat):
         if not is_last:
             raise UsageError(

@@ -44,6 +44,12 @@ class TimedFile:
     inputs: Mapping[str, Array]
 
 
+def subject_of(artifact: Artifact, float_twin: Artifact | None) -> str:
+    """What measurements call a file: "quantized", or "float" where it is its own twin. The fp32 file of a pruned model
+    has a twin, that of the model as it was, and so counts as what was made of it."""
+    return "float" if artifact.precision == "fp32" and float_twin is None else "quantized"
+
+
 def benchmark(
     candidate: Artifact,
     reference: Artifact | None,
@@ -54,9 +60,9 @@ def benchmark(
 ) -> tuple[Measurement, ...]:
     """Measure an exported file beside its float twin, if it has one; see `benchmark_pair`.
 
-    Subjects are "quantized" and "float"; an fp32 file is "float" itself.
+    Subjects are "quantized" and "float", see `subject_of`.
     """
-    subject = "float" if candidate.precision == "fp32" else "quantized"
+    subject = subject_of(candidate, reference)
     first = TimedFile(subject, candidate.path, candidate.signature, runtime, inputs)
     second = TimedFile("float", reference.path, reference.signature, runtime, inputs) if reference else None
     return benchmark_pair(first, second, threads, budget_s)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from edgeopt.runtimes import load_runtime
 from edgeopt.runtimes.base import Session
 from edgeopt.types import Array, Artifact, Check, Finding, Gates, Measurement, OpTiming, Report, Sample
-from edgeopt.validation.benchmark import benchmark
+from edgeopt.validation.benchmark import benchmark, subject_of
 from edgeopt.validation.evaluate import Evaluation, evaluate
 from edgeopt.validation.gates import judge, without_limit
 
@@ -154,7 +154,7 @@ def _quality(subject: Subject, observed: _Observed, terms: Terms) -> tuple[Measu
     evaluation = observed.evaluation
     if evaluation is None:
         return ()
-    own = "float" if subject.artifact.precision == "fp32" else "quantized"
+    own = subject_of(subject.artifact, subject.float_twin)
     reference = "float" if subject.float_twin else "source"
 
     def measurement(name: str, of: str, value: float, unit: str) -> Measurement:

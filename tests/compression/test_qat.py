@@ -156,7 +156,7 @@ class Incapable(Checkpointing):
 
 def test_checkpoints_of_another_run_are_refused(tmp_path: Path) -> None:
     run_pass(training(replace(CONFIG, epochs=1), checkpoint_dir=tmp_path), model(), inputs())
-    with pytest.raises(UsageError, match="add --resume"):
+    with pytest.raises(UsageError, match="holds a checkpoint of an earlier run"):
         run_pass(training(CONFIG, checkpoint_dir=tmp_path), model(), inputs())
     with pytest.raises(UsageError, match="another model, data or settings"):
         run_pass(training(CONFIG, checkpoint_dir=tmp_path, resume=True), model(), inputs())

@@ -17,6 +17,7 @@ from edgeopt.exporter import load_exporter
 from edgeopt.exporter.base import CalibrationRun, QuantizationRequest
 from edgeopt.progress import Silent
 from edgeopt.runtimes import load_runtime
+from edgeopt.sources.structure import PrunedMultiheadAttention
 from edgeopt.types import Array, Artifact, EstimatorSpec, Format, LayerRules, Model, Scheme, TensorSpec
 
 pytestmark = pytest.mark.e2e
@@ -85,6 +86,21 @@ def transformer() -> nn.Module:
     return nn.Sequential(nn.Linear(32, 32), Layer(), Layer(), nn.Linear(32, 10))
 
 
+class TorchEncoder(nn.Module):
+    """Torch's own attention, which is another layer once heads of it are gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, norm_first=True)
+        self.first, self.last = nn.Linear(32, 32), nn.Linear(32, 10)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+        result: Tensor = self.last(self.encoder(self.first(x), mask=mask, is_causal=True))
+        return result
+
+
 def pruned(network: nn.Module, shape: tuple[int, ...], outputs: tuple[int, ...]) -> Model:
     """A third of everything and one block less, in one recorded step."""
     torch.manual_seed(0)
@@ -135,3 +151,17 @@ def test_pruned_networks_export_quantized(kind: str, format_: Format, tmp_path: 
     quantized = exporter.export_quantized(model, twin, QuantizationRequest(STATIC, run), tmp_path)
     assert [record.step for record in quantized.history][:1] == ["prune"]
     assert sqnr(*outputs_of(model, quantized, tests)) > 20
+
+
+@pytest.mark.parametrize("format_", ["onnx", "litert"])
+def test_torch_attention_without_some_heads_exports_with_dynamic_ranges(format_: Format, tmp_path: Path) -> None:
+    model = pruned(TorchEncoder(), TOKENS, (1, 8, 10))
+    assert model.module is not None
+    (attention,) = [part for part in model.module.modules() if isinstance(part, PrunedMultiheadAttention)]
+    assert attention.num_heads == 3
+    exporter, rng = load_exporter(format_), np.random.default_rng(1)
+    twin = exporter.export_float(model, tmp_path)
+    tests = [rng.normal(size=TOKENS).astype(np.float32) for _ in range(8)]
+    assert sqnr(*outputs_of(model, twin, tests)) > 90
+    quantized = exporter.export_quantized(model, twin, QuantizationRequest(Scheme("w8a8", "dynamic"), None), tmp_path)
+    assert sqnr(*outputs_of(model, quantized, tests)) > 30

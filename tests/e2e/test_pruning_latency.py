@@ -19,6 +19,8 @@ from edgeopt.targets import load_target
 from edgeopt.tuning.context import StepContext
 from edgeopt.tuning.layer_bank import Bench, time_layers
 from edgeopt.tuning.prune import prune
+from edgeopt.tuning.pruning_costs import exported
+from edgeopt.tuning.timing import time_together
 from edgeopt.types import Format, LayerRules, Model, Sample, Scheme, TensorSpec
 from edgeopt.workbench import Workbench
 
@@ -72,6 +74,10 @@ def test_a_latency_goal_is_met_by_the_exported_file(tmp_path: Path) -> None:
 
     pruned = prune(model, settings, context)
 
+    files = [exported(context.bench(made), context) for made in (model, pruned)]
+    sample = Sample(model.example_inputs, None, "example")
+    # Measured anew, on a machine that may be busy.
+    assert time_together(files, "litert", sample, 1, 2.0)[1].ratio < 0.85
     record = pruned.history[-1]
     assert record.step == "prune"
     assert record.config["to"] == "latency 0.7x"

@@ -149,6 +149,9 @@ def test_sparsify_then_factorize_for_a_float_target(run) -> None:
     assert split.macs
     assert split.macs <= 0.8 * start.macs
     assert bundle.path.joinpath("model.onnx").stat().st_size < 0.95 * start.size_bytes
+    top1 = {m.subject: m.value for m in bundle.report.measurements if m.name == "top1"}
+    assert top1.keys() == {"float", "quantized"}  # the model as it was given, and what was made of it
+    assert top1["float"] == start.score
 
 
 FACTORY = """

@@ -198,6 +198,9 @@ def test_unchanged_network_needs_no_structure(tmp_path: Path) -> None:
     save_model(fresh(ResNet), fresh(ResNet, 1), tmp_path / "w.safetensors")
     assert METADATA_KEY.encode() not in (tmp_path / "w.safetensors").read_bytes()
     assert torch.equal(load_model(fresh(ResNet, 1), tmp_path / "w.safetensors")(PICTURE), fresh(ResNet)(PICTURE))
+    # In the source's adapter, too.
+    adapted = adapt(fresh(ResNet, 1), ["x"], None)
+    assert torch.equal(load_model(adapted, tmp_path / "w.safetensors")(PICTURE), fresh(ResNet)(PICTURE))
 
 
 def test_tied_tensors_stay_tied_at_their_new_shape(tmp_path: Path) -> None:
@@ -428,6 +431,8 @@ HOSTILE: list[tuple[object, str]] = [
     (tensor("blocks.0.norm1.num_batches_tracked", shape=[10**12]), "num_batches_tracked"),
     (tensor("head.nothing", shape=[5, 8]), "no such tensor"),
     ({"tensors": [{"names": ["head.weight"], "shape": None, "dtype": None}]}, "unexpected: head.weight"),
+    (tensor(shape=[5, 8]), "a tensor without a name"),
+    ({"replaced": [{"paths": [], "layers": [], "is_sequential": True}]}, "a replacement without a place"),
 ]
 
 

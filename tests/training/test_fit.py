@@ -286,7 +286,7 @@ def test_a_killed_run_resumes_with_its_constraint(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["epoch-0003"]
     finished = trained(data=JUDGED, config=config, progress=Dies(1), **again)[0]  # nothing is left to do
     assert same(whole, finished)
-    with pytest.raises(UsageError, match="add --resume"):
+    with pytest.raises(UsageError, match="holds a checkpoint of an earlier run"):
         trained(data=JUDGED, config=config, resume=False, **again)
     for other in ({"fingerprint": "other masks"}, {"seed": 1}, {"teaching": Teaching(alpha=0.3)}):
         with pytest.raises(UsageError, match="another model, data or settings"):

@@ -61,6 +61,34 @@ def test_negative_labels_are_skipped() -> None:
     torch.testing.assert_close(cross_entropy([scores], labels), cross_entropy([scores[kept]], labels[kept]))
 
 
+def test_a_batch_without_a_label_that_counts_says_nothing() -> None:
+    scores = torch.randn(2, 3, 5, requires_grad=True)
+    loss = cross_entropy([scores], torch.full((2, 3), -100))
+    torch.autograd.backward(loss)
+    assert float(loss.detach()) == 0
+    assert scores.grad is not None
+    assert not bool(scores.grad.any())
+
+
+def test_one_network_may_end_in_softmax_and_the_other_not() -> None:
+    scores, teacher = torch.randn(4, 5), torch.randn(4, 5)
+    wanted = distillation([scores], [teacher], 2.0, {0})
+    torch.testing.assert_close(distillation([scores], [teacher.softmax(-1)], 2.0, {0}), wanted)
+    torch.testing.assert_close(distillation([scores.softmax(-1)], [teacher], 2.0, {0}), wanted)
+
+
+def test_padding_is_not_distilled_but_samples_without_a_class_are() -> None:
+    loss = load_loss("distillation", True, 0.5, 2.0)
+    scores, teacher, labels = torch.randn(2, 3, 5), torch.randn(2, 3, 5), torch.tensor([[0, 1, -100], [-100, 2, 4]])
+    kept = labels >= 0
+    torch.testing.assert_close(
+        loss([scores], labels, [teacher]), distillation([scores[kept]], [teacher[kept]], 2.0, {0})
+    )
+    assert float(loss([scores], torch.full((2, 3), -100), [teacher])) == 0
+    flat, wanted = scores[:, 0], teacher[:, 0]
+    torch.testing.assert_close(loss([flat], torch.tensor([-1, 3]), [wanted]), distillation([flat], [wanted], 2.0, {0}))
+
+
 def test_user_function(tmp_path: Path) -> None:
     file = tmp_path / "loss.py"
     file.write_text("def l1(outputs, labels):\n    return (outputs - labels).abs().mean()\n")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from edgeopt.datasets import open_dataset
 from edgeopt.datasets.base import Dataset
-from edgeopt.errors import UsageError
+from edgeopt.errors import DataError, UsageError
 from edgeopt.progress import Silent
 from edgeopt.training.config import Teaching, TrainingConfig
 from edgeopt.training.fit import FitData, fit
@@ -120,6 +120,14 @@ def test_another_teacher_or_other_data_have_a_place_of_their_own(tmp_path: Path)
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def test_settings_that_are_no_weights_have_a_place_of_their_own(tmp_path: Path) -> None:
+    for slope in (0.1, 0.2):
+        teacher = Teacher()
+        teacher.act = nn.LeakyReLU(slope)
+        kept(tmp_path, teacher)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def _cut(place: Path) -> None:
     (place / "0.bin").write_bytes((place / "0.bin").read_bytes()[:-4])
 
@@ -180,6 +188,33 @@ class Augmented:
 
     def __iter__(self) -> Iterator[object]:
         return (self[i] for i in range(len(self)))
+
+
+class Flipped(Augmented):
+    """Turned round half of the time, as a picture may be: often the first reading and the second are alike."""
+
+    def __getitem__(self, index: int) -> object:
+        return VALUES[index, :: -1 if self._rng.random() < 0.5 else 1].copy()
+
+
+class Late(Augmented):
+    """Only the last sample changes."""
+
+    def __getitem__(self, index: int) -> object:
+        return super().__getitem__(index) if index == len(VALUES) - 1 else VALUES[index]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_flips_are_noticed(tmp_path: Path, seed: int) -> None:
+    data = Flipped()
+    data._rng = np.random.default_rng(seed)
+    assert cache(tmp_path, Teacher()).of(open_dataset(data, SPECS, None)) is None
+
+
+def test_a_sample_that_the_teacher_did_not_see_is_never_taught(tmp_path: Path) -> None:
+    data = FitData(open_dataset(Late(), SPECS, None), None, SPECS, 4, tmp_path)
+    with pytest.raises(DataError, match="sample 20: is another one than the teacher saw"):
+        fit(student(), Teacher(), data, Teaching(), replace(CONFIG, batch_size=3), 0, Silent())
 
 
 def test_what_cannot_be_kept_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from edgeopt.compression.pruning.groups import Prunable, PruningGroup, Slice
+from edgeopt.compression.sparsity.constraints import KeptZeros
 from edgeopt.tuning.group_lasso import GroupLasso
 
 
@@ -62,12 +63,11 @@ def test_descent_silences_weak_units_and_spares_biases_and_scales() -> None:
     assert float(norms[[0, 2]].min()) > 0.1
 
 
-def test_it_finds_the_network_in_the_wrapper_of_the_training_loop() -> None:
-    from edgeopt.training.trainable import Trainable
-
-    module = network()
-    lasso = GroupLasso(prunable(), 1.0)
-    lasso.start(Trainable(module, (1,)))
+def test_paths_are_those_of_the_module_whatever_its_parts_are_called() -> None:
+    slices = (Slice("network.0", "out", np.arange(3)[:, None]),)
+    groups = Prunable((PruningGroup("network.0", "channels", 3, 1, slices),), ())
+    lasso = GroupLasso(groups, 1.0)
+    lasso.start(nn.ModuleDict({"network": network()}))
     assert lasso.penalty() is not None
 
 
@@ -75,3 +75,16 @@ def test_nothing_to_penalize() -> None:
     lasso = GroupLasso(Prunable((), ()), 1.0)
     lasso.start(network())
     assert lasso.penalty() is None
+
+
+def test_zeros_of_an_earlier_step_stay() -> None:
+    module = network()
+    mask = torch.ones_like(module.get_parameter("3.weight"), dtype=torch.bool)
+    mask[:, ::2] = False
+    lasso = GroupLasso(prunable(), 0.1, KeptZeros({"3.weight": mask}))
+    lasso.start(module)
+    with torch.no_grad():
+        module.get_parameter("3.weight").add_(1.0)
+    lasso.after_step(1, 1)
+    assert not module.get_parameter("3.weight")[:, ::2].any()
+    assert bool(module.get_parameter("3.weight")[:, 1::2].any())

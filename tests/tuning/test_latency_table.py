@@ -148,6 +148,11 @@ def test_layers_that_were_not_measured_go_by_their_arithmetic(tmp_path: Path, cl
     found = table(shapes, prunable, tmp_path)
     assert found.ms("3", shapes["3"]) > 0
     assert found.ms("3", shapes["3"]) == pytest.approx(4 * found.ms("3", resized(shapes["3"], 1024, 1024)))
+    # The layers that would have shared its file are timed all the same.
+    refused = clock.refused
+    assert {single(s) for grid in grids_of(shapes, prunable, 8, 0.9).values() for s in grid.shapes()} - refused <= set(
+        clock.measured
+    )
 
 
 def test_a_format_that_takes_no_layer_is_an_error(tmp_path: Path, clock: Clock) -> None:

@@ -67,14 +67,33 @@ def network() -> nn.Module:
     ).eval()  # fmt: skip
 
 
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = x + self.body(x)
+        return result
+
+
+def stack_of_blocks(count: int) -> Model:
+    torch.manual_seed(0)
+    blocks = [Residual() for _ in range(count)]
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), *blocks, nn.Flatten(), nn.Linear(4 * SIZE * SIZE, 3)).eval()
+    return model_of(net)
+
+
 @pytest.fixture
 def model() -> Model:
+    return model_of(network())
+
+
+def model_of(net: nn.Module) -> Model:
     spec = TensorSpec("x", (1, 1, SIZE, SIZE), "float32", layout="NCHW")
     history = (StepRecord("loaded"),)
     example = {"x": Stripes()[0].inputs["x"]}
-    return Model(
-        "net", network(), None, (spec,), (TensorSpec("y", (1, 3), "float32"),), example, None, (), history, "0"
-    )
+    return Model("net", net, None, (spec,), (TensorSpec("y", (1, 3), "float32"),), example, None, (), history, "0")
 
 
 class Told(Silent):
@@ -209,8 +228,10 @@ def test_a_round_that_costs_too_much_is_undone(model: Model, tmp_path: Path, mon
     monkeypatch.setattr("edgeopt.training.fit.score", lambda *_: next(scores))
     context = context_of(model, tmp_path, Stripes(), Stripes(12))
     out = prune(model, settings(max_drop=0.05, rounds=3), context)
-    assert steps_of(out) == ["loaded", "prune", "fine-tune", "prune-undone"]
-    undone = out.history[-1].config
+    # The network of the first round, which had a short training only, gets that of the last round.
+    assert steps_of(out) == ["loaded", "prune", "fine-tune", "prune-undone", "fine-tune"]
+    undone, tuned = (record.config for record in out.history[-2:])
+    assert tuned["learning_rate"] == FAST.learning_rate
     assert (undone["round"], undone["score"], undone["score_before"]) == (2, 0.5, 0.9)
     assert macs(out) == out.history[1].config["macs_after"]
     assert any("Undoing" in step for step in cast(Told, context.progress).steps)
@@ -295,6 +316,12 @@ def test_a_plan_that_does_not_verify_is_found_again(
     assert work.searches == 3
 
 
+def test_a_folder_that_cannot_be_written_is_told(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "plan.partial").mkdir()
+    with pytest.raises(UsageError, match="can't be written: is a directory; give another --cache-dir"):
+        prune(model, settings(), context_of(model, tmp_path, None))
+
+
 def test_a_finished_run_is_taken_from_its_folder(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = prune(model, settings(), context_of(model, tmp_path, None))
     monkeypatch.setattr(pruning, "unit_scores", lambda *_: pytest.fail("was done before"))
@@ -336,6 +363,9 @@ def test_targets_as_shares() -> None:
         ({"to": Goal("latency", 0.0)}, "to latency: 0 is no goal"),
         ({"rounds": 0}, "rounds: 0 rounds"),
         ({"max_drop": 0.01}, "max-drop: needs data"),
+        ({"max_ratio": 1.0}, "max-ratio: 1 is no share"),
+        ({"multiple": 0}, "multiple: 0 is no width"),
+        ({"protect": ("3", "conv")}, "protect 'conv': matches no layer; did you mean"),
     ],
 )
 def test_settings_that_make_no_sense(model: Model, tmp_path: Path, changes: dict[str, object], message: str) -> None:
@@ -350,5 +380,39 @@ def test_measured_goals_want_one_process(model: Model, tmp_path: Path, monkeypat
 
 
 def test_nothing_to_prune_names_a_layer_and_why(model: Model, tmp_path: Path) -> None:
-    with pytest.raises(ConversionError, match="nothing that may be pruned"):
+    reason = r"net: has nothing that may be pruned \(0, 3: is protected; 6: no layer reads its channels"
+    with pytest.raises(ConversionError, match=reason) as caught:
         prune(model, settings(protect=("*",)), context_of(model, tmp_path, None))
+    assert caught.value.exit_code == 4
+
+
+def test_what_keeps_its_width_is_recorded(model: Model, tmp_path: Path) -> None:
+    out = prune(model, settings(to=Goal("macs", 0.9, True), protect=("3",)), context_of(model, tmp_path, None))
+    assert "3: is protected" in str(out.history[-1].config["kept"])
+
+
+def test_blocks_alone_can_go_and_max_ratio_bounds_them_over_all_rounds(tmp_path: Path) -> None:
+    model = stack_of_blocks(8)
+    only = {"remove": ("blocks",), "rounds": 3, "max_ratio": 0.5}
+    out = prune(model, settings(to=Goal("ratio", 0.5), **only), context_of(model, tmp_path / "half", Stripes()))
+    assert sum(isinstance(part, Residual) for part in out.module.modules()) == 4  # type: ignore[union-attr]
+    with pytest.raises(ConversionError, match=r"0\.40x of the prunable channels .* is out of reach: .* 0\.50x"):
+        prune(model, settings(to=Goal("ratio", 0.6), **only), context_of(model, tmp_path / "more", Stripes()))
+
+
+def test_an_importance_that_is_no_loss_is_not_weighed_against_latency(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weighed: list[object] = []
+    real = pruning.Search
+
+    def search(*arguments: object, are_losses: bool) -> object:
+        weighed.append(are_losses)
+        return real(*arguments, are_losses=are_losses)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pruning, "Search", search)
+    for importance in ("taylor", "l2"):
+        folder = tmp_path / importance
+        prune(model, settings(importance=importance), context_of(model, folder, Stripes() if not weighed else None))
+    assert weighed[-1] is False
+    assert weighed[0] is True

@@ -59,11 +59,12 @@ def search(
     scores: dict[str, Array] | None = None,
     limits: Limits | None = None,
     multiple: int = 8,
+    are_losses: bool = True,
 ) -> Search:
     random = np.random.default_rng(0)
     scores = scores or {g.name: random.uniform(0.5, 1.5, g.units) for g in prunable.groups}
     limits = limits or Limits("global", multiple, 0.9, {})
-    return Search(MODEL, prunable, scores, cost, cost.start, limits, remove)
+    return Search(MODEL, prunable, scores, cost, cost.start, limits, remove, are_losses=are_losses)
 
 
 TWO = Prunable((group("a", 64), group("b", 64)), ())
@@ -166,3 +167,42 @@ def test_units_that_must_stay_are_the_most_important_ones() -> None:
     prunable = Prunable((group("a", 4, "heads", width=16),), ())
     bounded = within_limits(prunable, {"a": np.array([3.0, 1.0, 2.0, 4.0])}, Limits("global", 16, 0.5, {"a": 4}))
     assert bounded["a"].tolist() == [np.inf, 1.0, 2.0, np.inf]
+
+
+def test_scores_that_are_no_losses_are_not_weighed_against_savings() -> None:
+    # An average channel scores 1 in every layer, so the dear layer would give all that it may.
+    prunable = Prunable((group("cheap", 512), group("dear", 64)), ())
+    scores = {"cheap": np.linspace(0.5, 1.5, 512), "dear": np.linspace(0.5, 1.5, 64)}
+    cost = MadeUp({"cheap": 0.5 / 512, "dear": 0.5 / 64})
+    losses, others = (
+        search(prunable, cost, scores, multiple=1, are_losses=are).reach(0.6, is_final=True).plan
+        for are in (True, False)
+    )
+    assert len(losses["dear"]) > 45
+    assert len(others["dear"]) < 35
+
+
+def test_max_ratio_bounds_how_many_blocks_go_over_all_rounds() -> None:
+    # 4 of 8 blocks may go, 3 have gone before.
+    prunable = Prunable(tuple(group(f"block{i}", 1, "blocks") for i in range(5)), ())
+    scores = {f"block{i}": np.array([1.0 + i]) for i in range(5)}
+    limits = Limits("global", 8, 0.5, {}, blocks=8)
+    cost = MadeUp(dict.fromkeys(scores, 0.1), start=0.7)
+    assert dict(search(prunable, cost, scores, limits).reach(0.6, is_final=True).plan) == {"block0": (0,)}
+    with pytest.raises(ConversionError, match=r"0\.50x of the cost .* is out of reach"):
+        search(prunable, cost, scores, limits).reach(0.5, is_final=True)
+
+
+def test_savings_that_come_early_do_not_end_in_removing_everything() -> None:
+    # Every step on falls short of the goal by a little; all that may go is far beyond it.
+    cost = MadeUp(PRICES, worth=lambda saving: 0.5 * saving**0.3)
+    trial = search(TWO, cost, multiple=1).reach(0.57, is_final=True)
+    assert 0.57 * (1 - 2 * TOLERANCE) <= trial.cost <= 0.57
+    assert len(cost.measured) <= 2 * TRIALS + 1
+
+
+def test_rounding_does_not_keep_a_counted_goal_from_being_met() -> None:
+    # 0.8 - 4 * 0.05 is 0.6000000000000001.
+    cost = MadeUp({"a": 0.05}, is_exact=True, by_efficiency=False, start=0.8)
+    trial = search(Prunable((group("a", 16),), ()), cost, multiple=1).reach(0.6, is_final=True)
+    assert len(trial.plan["a"]) == 4

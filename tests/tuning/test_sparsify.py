@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from edgeopt.compression.base import PassInputs
+from edgeopt.compression.sparsity.constraints import GrowingZeros
 from edgeopt.compression.sparsity.pattern import is_two_of_four
 from edgeopt.compression.steps import Sparsify
 from edgeopt.config import config_of
@@ -22,6 +23,7 @@ from edgeopt.datasets import open_dataset
 from edgeopt.errors import UsageError
 from edgeopt.plan import plan_jobs
 from edgeopt.progress import Silent
+from edgeopt.sources.adapter import adapt
 from edgeopt.training.config import TrainingConfig
 from edgeopt.tuning.context import StepContext
 from edgeopt.tuning.sparsify import sparsify
@@ -174,6 +176,31 @@ def test_a_killed_run_goes_on_to_the_same_result(tmp_path: Path, method: str, ep
     resumed = sparsify(trained(), settings, context(tmp_path / "cut", titles))
     assert same(whole, resumed)
     assert whole.history == resumed.history
+    assert not any(title.startswith("Round 1 ") for title in titles.seen)
+
+
+def test_zeros_of_a_round_stay_zeros_in_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began: list[float] = []
+
+    class Watched(GrowingZeros):
+        def start(self, module: nn.Module) -> None:
+            super().start(module)
+            masks = list(self.masks.values())
+            began.append(1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks))
+
+    monkeypatch.setattr("edgeopt.compression.sparsity.constraints.GrowingZeros", Watched)
+    result = sparsify(trained(), SETTINGS, context(tmp_path))
+    assert began == pytest.approx([0.0, *(float(str(step.config["zeros"])) for step in result.history[:-1])])
+
+
+def test_a_killed_run_of_an_adapted_network_goes_on(tmp_path: Path) -> None:
+    model = trained()
+    assert model.module is not None
+    adapted = replace(model, module=adapt(model.module, ["x"], None))
+    with pytest.raises(KilledError):
+        sparsify(adapted, SETTINGS, context(tmp_path, Dies(2)))
+    titles = Titles()
+    assert zeros(sparsify(adapted, SETTINGS, context(tmp_path, titles))) == 0.75
     assert not any(title.startswith("Round 1 ") for title in titles.seen)
 
 

@@ -17,9 +17,13 @@ from edgeopt.errors import UsageError
 from edgeopt.plan import Job, plan_jobs
 from edgeopt.progress import Silent
 from edgeopt.tuning import steps
-from edgeopt.tuning.steps import StepData, check_steps, run_steps
+from edgeopt.tuning.context import StepData
+from edgeopt.tuning.step_cache import StepCache
+from edgeopt.tuning.steps import check_steps, run_steps
 from edgeopt.types import LayerRules, Model, StepRecord, TensorSpec
 from edgeopt.workbench import Workbench
+
+HALF = Goal("latency", 0.5, is_share=True)
 
 
 def a_model() -> Model:
@@ -123,7 +127,7 @@ def test_targets_share_what_does_not_depend_on_them(tmp_path: Path, work: Steps)
     run((Prune(),), tmp_path)
     run((Prune(),), tmp_path, {"target": "android-onnx-int8-dynamic"})
     assert work.done == ["prune"]
-    measured = Prune(to=Goal("latency", 0.5, is_share=True))
+    measured = Prune(to=HALF)
     run((measured,), tmp_path)
     run((measured,), tmp_path, {"target": "android-onnx-int8-dynamic"})
     assert work.done == ["prune"] * 3
@@ -160,6 +164,10 @@ def test_the_cache_may_lie_elsewhere(tmp_path: Path, work: Steps) -> None:
         ((Qat(),), {}, "qat: has nothing to train on"),
         ((Sparsify(method="movement"),), {}, "sparsify: has nothing to train on"),
         ((Prune(importance="taylor"),), {}, "'taylor' is judged by data"),
+        ((Prune(importance="activation"),), {}, "'activation' is judged by data"),
+        ((Distil(student="search", to=HALF),), {"train": "t.npz"}, "needs data to judge the students"),
+        ((Prune(),), {"model": "net.onnx", "save_weights": "w.safetensors"}, "this model comes as a graph"),
+        ((Prune(),), {"save_weights": f"{__file__}/w.safetensors"}, "can't be written"),
         ((Prune(max_drop=0.01),), {"train": "t.npz"}, "needs data to judge the rounds"),
         ((Qat(), Prune()), {"train": "t.npz"}, "qat: must be the last step"),
         ((Qat(),), {"train": "t.npz", "target": "android-fp32"}, "is not quantized"),
@@ -174,9 +182,36 @@ def test_what_can_not_be_done_is_refused_early(
         check_steps(replace(config, step=recipe), (job,))
 
 
+def test_a_result_that_can_not_be_kept_is_told_and_used(
+    tmp_path: Path, work: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: StepCache, key: str, model: Model) -> None:
+        del self, key, model
+        raise UsageError("can't be written: no space left on device", where="cache")
+
+    monkeypatch.setattr(StepCache, "save", full)
+    config, job = configured(tmp_path)
+    bench = Workbench(a_model(), None, LayerRules(), 0, tmp_path, Silent())
+    made, findings = run_steps((Prune(),), job, config, StepData(None, None, None), bench, Silent())
+    assert work.done == ["prune"]
+    assert made[0].model.history[-1].step == "prune"
+    assert [(f.code, f.message) for f in findings] == [
+        ("step-not-cached", "can't be kept for a next run: can't be written: no space left on device")
+    ]
+
+
+def test_a_place_that_can_hold_no_cache_is_refused_before_any_work(tmp_path: Path, work: Steps) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="not a directory; give another --cache-dir"):
+        run((Prune(),), tmp_path, {"cache_dir": tmp_path / "file"})
+    assert work.done == []
+
+
 def test_several_processes_do_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     config, job = configured(tmp_path, {"train": "t.npz"})
     check_steps(replace(config, step=(Qat(),)), (job,))
     with pytest.raises(UsageError, match="several processes can do one step only"):
         check_steps(replace(config, step=(Prune(), Qat())), (job,))
+    with pytest.raises(UsageError, match="several processes would measure differently"):
+        check_steps(replace(config, step=(Prune(to=HALF),)), (job,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Literal
 
 from edgeopt.compression.pruning.blocks import find_blocks
@@ -11,7 +12,7 @@ from edgeopt.compression.pruning.cuts import in_width
 from edgeopt.compression.pruning.dependencies import Uneven, channel_groups
 from edgeopt.compression.pruning.groups import Kept, Prunable, PruningGroup
 from edgeopt.compression.pruning.heads import find_heads
-from edgeopt.errors import ConversionError
+from edgeopt.errors import ConversionError, UsageError
 from edgeopt.layer_names import layer_is_exempt, strip_wrapper
 from edgeopt.types import Model
 
@@ -31,10 +32,12 @@ def analyse(model: Model, remove: Collection[Kind], protect: Sequence[str]) -> P
             may still lose inputs. A block that a pattern matches, or that holds such a layer, stays.
 
     Raises:
+        UsageError: a pattern of `protect` matches no layer.
         ConversionError: the network can't be traced, does not run, or is an exported graph without layers.
     """
     if model.module is None:
         raise ValueError("pruning takes a model with a torch module; see sources.as_torch")
+    _check_patterns(model.module, protect)
     _refuse_graphs(model.module)
     proof = Proof(model)
     heads = find_heads(model, proof)
@@ -49,8 +52,20 @@ def analyse(model: Model, remove: Collection[Kind], protect: Sequence[str]) -> P
     if "blocks" in remove:
         proven += [block for block in find_blocks(model, proof) if not _holds_protected(model.module, block, protect)]
     order = {path: place for place, (path, _) in enumerate(model.module.named_modules())}
-    proven.sort(key=lambda group: (group.kind == "blocks", order.get(group.name.partition("[")[0], 0)))
+    proven.sort(key=lambda group: (group.kind == "blocks", order.get(group.name, 0)))
     return Prunable(tuple(proven), tuple(_kept(model.module, proven, reasons, remove)))
+
+
+def _check_patterns(module: nn.Module, patterns: Iterable[str]) -> None:
+    layers = {strip_wrapper(path) for path, _ in module.named_modules()} - {""}
+    for pattern in patterns:
+        if not any(layer_is_exempt(layer, (pattern,)) for layer in layers):
+            near = get_close_matches(pattern, sorted(layers), n=3, cutoff=0.0)
+            raise UsageError(
+                "matches no layer",
+                where=f"protect {pattern!r}",
+                fix=f"did you mean {' or '.join(map(repr, near))}?" if near else "the model has no layers with names",
+            )
 
 
 def _channels(
@@ -117,7 +132,7 @@ def _refuse_graphs(module: nn.Module) -> None:
     for path, part in module.named_modules():
         if isinstance(part, GraphModule) and not any(node.op == "call_module" for node in part.graph.nodes):
             raise ConversionError(
-                "is an exported graph, whose layers have no widths that could change",
-                where=f"layer {strip_wrapper(path)!r}" if strip_wrapper(path) else "the model",
+                "an exported graph has no layers whose width could change",
+                where=f"layer {strip_wrapper(path)!r}" if strip_wrapper(path) else "prune",
                 fix="give the model as a Python factory",
             )

@@ -19,17 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """One call of a module: its first argument and its first output, and how many outputs there were."""
+    """One call of a module that may be a block: its first argument, how many outputs there were, and all arguments."""
 
     input: torch.Tensor
-    output: torch.Tensor
     returns: int | None
     arguments: tuple[object, ...]
     keywords: dict[str, object]
 
 
 def find_blocks(model: Model, proof: Proof) -> list[PruningGroup]:
-    """Blocks without which the network still runs and has outputs of the same shape, in execution order.
+    """Blocks without which the network still runs and has outputs of the same shape.
 
     A block's first input and output have the same shape, and either its output is its input where all its weights are
     zero (so that it adds to it), or it is one of a series of modules of one class of its own. Of nested ones the
@@ -55,7 +54,7 @@ def _outermost_below(path: str, paths: list[str]) -> list[str]:
 
 
 def _calls(model: Model, module: nn.Module) -> dict[str, _Call]:
-    """Modules with children that are called once and whose output may stand for their input, in execution order."""
+    """Modules with children that are called once and whose output may stand for their input."""
     import torch
 
     counts: Counter[str] = Counter()
@@ -73,7 +72,7 @@ def _calls(model: Model, module: nn.Module) -> dict[str, _Call]:
         if first.shape != given.shape or first.dtype != given.dtype or any(value is not None for value in rest):
             return
         returns = len(output) if isinstance(output, tuple) else None
-        calls[path] = _Call(first, given, returns, arguments, keywords)
+        calls[path] = _Call(first, returns, arguments, keywords)
 
     hooks = [
         part.register_forward_hook(note, with_kwargs=True) for part in names if next(part.children(), None) is not None
@@ -105,17 +104,30 @@ def _series(module: nn.Module) -> set[str]:
 
 
 def _adds(block: nn.Module, call: _Call) -> bool:
-    """Whether the block gives its input back once all its weights are zero."""
-    import torch
+    """Whether the block gives its input back once all its weights are zero.
 
+    The input is noise: what an untrained network hands on can be so small that zeros would pass for it.
+    """
+    import torch
+    from torch.utils._pytree import tree_map
+
+    noise = call.input
+    if noise.is_floating_point():
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(noise.shape, generator=generator).to(noise.device, noise.dtype)
+
+    def given_noise(value: object) -> object:
+        return noise.clone() if value is call.input else value  # a copy, as the block may work in place
+
+    arguments, keywords = tree_map(given_noise, (call.arguments, call.keywords))
     silent = copy.deepcopy(block)
     with torch.no_grad():
         for parameter in silent.parameters():
             parameter.zero_()
         try:
-            result = silent(*call.arguments, **call.keywords)
+            result = silent(*arguments, **keywords)
         except Exception:
             # Any exception of the user's forward: a block that can't be run alone is none to remove.
             return False
     given = result[0] if isinstance(result, tuple) else result
-    return isinstance(given, torch.Tensor) and given.shape == call.input.shape and torch.allclose(given, call.input)
+    return isinstance(given, torch.Tensor) and given.shape == noise.shape and torch.allclose(given, noise)

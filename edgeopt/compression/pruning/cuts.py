@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -97,6 +97,8 @@ def cuts_of(module: nn.Module, side: Literal["out", "in"], channels: Channels) -
             return _of_recurrent(module, side, channels)
         case nn.Embedding():
             return (Cut("weight", 1, channels),)
+        case nn.MultiheadAttention():
+            return tuple(_of_multihead(module, channels))
         case _ if is_matrix_first(module):
             return (Cut("weight", 0, channels),) if side == "in" else _with_bias(module, Cut("weight", 1, channels))
         case nn.Linear() if side == "in":
@@ -206,6 +208,17 @@ def _of_recurrent(module: nn.RNNBase, side: Literal["out", "in"], channels: Chan
             if module.bias:
                 cuts += [Cut(f"bias_ih_{name}", 0, rows), Cut(f"bias_hh_{name}", 0, rows)]
     return tuple(cuts)
+
+
+def _of_multihead(module: nn.MultiheadAttention, channels: Channels) -> Iterator[Cut]:
+    """Channels of its queries, then keys, then values, side by side in one weight or in three."""
+    if module._qkv_same_embed_dim:
+        yield Cut("in_proj_weight", 0, channels)
+    else:
+        for third, name in enumerate(("q_proj_weight", "k_proj_weight", "v_proj_weight")):
+            yield Cut(name, 0, channels[channels // module.embed_dim == third] - third * module.embed_dim)
+    if module.in_proj_bias is not None:
+        yield Cut("in_proj_bias", 0, channels)
 
 
 def _with_bias(module: nn.Module, weight: Cut) -> tuple[Cut, ...]:

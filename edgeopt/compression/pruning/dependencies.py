@@ -60,7 +60,7 @@ def channel_groups(model: Model) -> Iterator[PruningGroup | Uneven]:
             continue
         reached = _Reached(graph, ties)
         reached.start(layer, left)
-        group = reached.group(path if len(left) == width else f"{path}[{left[0]}:]", path)
+        group = reached.group(path)
         if isinstance(group, PruningGroup):
             group = replace(group, slices=(*group.slices, *_in_idle(group, idle)))
         for part in reached.slices:
@@ -100,8 +100,9 @@ class _Reached:
                         moved = moved if mapping is None else mapping(moved)
                     waiting.append((dependency.target, dependency.handler, moved))
 
-    def group(self, name: str, root: str) -> PruningGroup | Uneven:
-        """What was found, as units in the order of their first channels."""
+    def group(self, root: str) -> PruningGroup | Uneven:
+        """What was found, as units in the order of their first channels. No other group begins at the same layer, so
+        its path is a name that stays when channels go."""
         units: dict[int, int] = {}
         for channel in self._parent:
             units.setdefault(self._top(channel), len(units))
@@ -113,7 +114,7 @@ class _Reached:
                 self.slices.append(part)
         self.slices.sort(key=lambda part: part.layer != root or part.side != "out")
         own = self.slices[0].indices
-        return PruningGroup(name, "channels", len(units), own.shape[1], tuple(self.slices))
+        return PruningGroup(root, "channels", len(units), own.shape[1], tuple(self.slices))
 
     def _slice(
         self, node: tp.dependency.Node, handler: _Handler, places: Mapping[int, int], units: Mapping[int, int]

@@ -21,6 +21,7 @@ from edgeopt.types import Array, Model, Sample
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from edgeopt.progress import Progress
 
@@ -62,10 +63,10 @@ def gradient_scores(
         with explained(where), effects.watched():
             outputs = outputs_of(module, arguments_of(model.inputs, sample.inputs))
             loss = _own_loss(outputs, data.class_count, generator) if task is None else task(outputs, _labels(sample))
-            if not bool(torch.isfinite(loss)):
-                continue  # a sample whose labels are all to be skipped
             module.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
+            if not bool(torch.isfinite(loss)) or not _has_gradient(module):
+                continue  # a sample whose labels are all to be skipped, say
         used += 1
         cache: dict[tuple[int, int], torch.Tensor] = {}
         for group in layered:
@@ -73,8 +74,12 @@ def gradient_scores(
         for name, change in effects.changes.items():
             totals[name] += abs(change) if kind == "taylor" else 0.5 * change**2
     if not used:
-        raise UsageError("the loss is finite for none of the samples", where=where)
+        raise UsageError("the loss has a value and a gradient for none of the samples", where=where)
     return {name: (total / used).numpy() for name, total in totals.items()}
+
+
+def _has_gradient(module: nn.Module) -> bool:
+    return any(own.grad is not None and bool(own.grad.any()) for own in module.parameters())
 
 
 def _of_sample(

@@ -88,7 +88,7 @@ class Prunable:
     """What `analyse` found in a network.
 
     Attributes:
-        groups: in execution order.
+        groups: in the order in which the network's modules are listed, blocks last.
         kept: layers with weights whose outputs are in no group.
     """
 

@@ -13,6 +13,7 @@ from edgeopt.compression.layers import arguments_of
 from edgeopt.compression.pruning.check import Proof
 from edgeopt.compression.pruning.cuts import in_width, is_matrix_first, out_width
 from edgeopt.compression.pruning.groups import Attribute, Indices, PruningGroup, Slice
+from edgeopt.compression.pruning.multihead import multihead_groups
 from edgeopt.compression.pruning.removal import parameter_axis
 from edgeopt.types import Model
 
@@ -75,9 +76,12 @@ class Heads:
 def find_heads(model: Model, proof: Proof) -> Heads:
     """All attentions of a network whose heads can go.
 
-    Layouts that are tried: queries, keys and values in layers of their own, in one layer side by side or head by head,
-    and fewer keys and values than queries (Ainslie et al. 2023).
+    Torch's own `MultiheadAttention` tells what it is made of. Layouts that are tried elsewhere: queries, keys and
+    values in layers of their own, in one layer side by side or head by head, and fewer keys and values than queries
+    (Ainslie et al. 2023).
     """
+    from torch import nn
+
     module = model.module
     assert module is not None
     found: list[PruningGroup] = []
@@ -94,6 +98,11 @@ def find_heads(model: Model, proof: Proof) -> Heads:
             layers.update(first.projections)
             reason = "attention: it has one head, or a number of them that is not known"
             refused.update(dict.fromkeys(first.projections, reason))
+    for path, group in multihead_groups(module):
+        if isinstance(group, PruningGroup):
+            kinds[nn.MultiheadAttention, group.units, group.width].append([group])
+        else:
+            refused[path] = group
     for sites in kinds.values():
         passed, reasons = _proven_alike(sites, proof)
         found += passed
@@ -124,11 +133,17 @@ def _proven_alike(sites: Sequence[list[PruningGroup]], proof: Proof) -> tuple[li
 def _attentions(model: Model, module: nn.Module) -> Iterator[list[Attention]]:
     """Modules with numbers of heads, innermost first, and the linear layers that run in and right after them: for each
     the ways to read it, the one with most layers that make queries, keys and values first."""
+    from torch import nn
+
+    from edgeopt.sources.structure import PrunedMultiheadAttention
+
+    # What holds one of these only tells how many heads that one has.
+    others = (nn.MultiheadAttention, PrunedMultiheadAttention)
     parts = dict(module.named_modules())
     order = _linear_layers_in_order(model, module)
     used: set[str] = set()
     for path in sorted(parts, key=lambda path: -path.count(".")):
-        if not _head_counts(parts[path]):
+        if not _head_counts(parts[path]) or any(isinstance(part, others) for part in list(parts[path].modules())[1:]):
             continue
         inside = [layer for layer in order if layer.startswith(f"{path}.") and layer not in used]
         if not 1 <= len(inside) <= 5:
@@ -197,6 +212,8 @@ def _layouts(site: Attention, heads: int) -> Iterator[tuple[int, dict[str, Indic
     narrow = min(site.projections.values())
     if narrow < total and narrow % size == 0:
         shared = narrow // size
+        if shared > 1 and any(width % shared for width in site.projections.values()):
+            return
         if shared > 1:
             yield shared, {layer: _by_head(width, shared) for layer, width in site.projections.items()}
         else:

@@ -56,7 +56,8 @@ def unit_scores(
 
     Raises:
         ConversionError: the network can't be run, or not be differentiated, or the scores aren't finite.
-        DataError, UsageError: a criterion has no samples, or labels or a loss that don't fit the model.
+        DataError, UsageError: a criterion has no samples, labels or a loss that don't fit the model, or no batch
+            normalization to go by.
     """
     if importance in DATA_DRIVEN and data.is_empty:
         raise UsageError(
@@ -79,12 +80,6 @@ def unit_scores(
                 where=f"layer {name!r}",
             )
     return {group.name: scores[group.name] for group in prunable.groups}
-
-
-def without_batch_norm(model: Model, prunable: Prunable) -> tuple[str, ...]:
-    """Groups that "batch-norm-scale" judges by "l2" instead."""
-    module = module_of(model)
-    return tuple(group.name for group in layered_of(prunable) if _scales(module, group) is None)
 
 
 def _random_scores(prunable: Prunable, seed: int) -> dict[str, Array]:
@@ -149,6 +144,12 @@ def _magnitude(module: nn.Module, group: PruningGroup, importance: Importance = 
 def _batch_norm_scores(module: nn.Module, groups: list[PruningGroup]) -> dict[str, Array]:
     scales = {group.name: _scales(module, group) for group in groups}
     known = [values for values in scales.values() if values is not None]
+    if groups and not known:
+        raise UsageError(
+            "no layer that may be pruned has a batch normalization",
+            where="importance 'batch-norm-scale'",
+            fix="take another importance, such as l2",
+        )
     mean = float(np.concatenate(known).mean()) if known else 1.0
     return {
         group.name: _even(group, _magnitude(module, group)) * mean if values is None else values * group.width

@@ -12,6 +12,7 @@ import numpy as np
 
 from edgeopt.compression.pruning.cuts import Cut, cuts_of, reading_cuts, set_width
 from edgeopt.compression.pruning.groups import Plan, Prunable, PruningGroup
+from edgeopt.compression.pruning.multihead import split_attentions
 from edgeopt.errors import ConversionError
 from edgeopt.layer_names import strip_wrapper
 from edgeopt.types import Model
@@ -64,7 +65,7 @@ def remove_in_place(module: nn.Module, pairs: Iterable[tuple[PruningGroup, tuple
 
     pairs = tuple(pairs)
     bypassed = tuple(group.name for group, _ in pairs if group.kind == "blocks")
-    removed = _removed(pairs, bypassed)
+    removed = split_attentions(module, _removed(pairs, bypassed))
     parts = dict(module.named_modules())
     _shrink(module, list(_cuts(parts, removed)))
     for (layer, parameter, side), channels in removed.items():

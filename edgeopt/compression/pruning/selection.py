@@ -106,25 +106,6 @@ def choose(
     return plan_of(prunable, removed)
 
 
-def choose_ratio(
-    prunable: Prunable, scores: Scores, ratio: float, *, scope: Scope, multiple: int, max_ratio: float
-) -> Plan:
-    """The plan that removes at least this share (0..1) of the prunable channels; see `choose`.
-
-    Where only blocks may go, it is their share.
-    """
-    total = channels_left(prunable, {})
-    return choose(
-        prunable,
-        scores,
-        lambda plan: channels_left(prunable, plan),
-        (1 - ratio) * total,
-        scope=scope,
-        multiple=multiple,
-        max_ratio=max_ratio,
-    )
-
-
 def channels_left(prunable: Prunable, plan: Plan) -> int:
     """Prunable channels that remain, those of removed blocks being gone; blocks, where nothing else is prunable."""
     layered = [group for group in prunable.groups if group.kind != "blocks"]
@@ -179,7 +160,7 @@ def removal_order(
 
 
 def plan_of(prunable: Prunable, chunks: Iterable[Chunk]) -> Plan:
-    """The units of these chunks, by group in execution order; groups within a removed block are left out."""
+    """The units of these chunks, by group; groups within a removed block are left out."""
     units: dict[str, list[int]] = defaultdict(list)
     for chunk in chunks:
         units[chunk.group].extend(chunk.units)

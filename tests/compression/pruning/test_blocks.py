@@ -57,6 +57,23 @@ def test_residual_blocks_are_found_but_not_their_stack_nor_what_only_fits_by_sha
     assert blocks_of(net) == ["1.0", "1.1", "3"]
 
 
+def test_vanishing_activations_do_not_make_a_gate_a_block() -> None:
+    class Gate(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = x * torch.sigmoid(self.inner(x))
+            return result
+
+    first = nn.Linear(8, 8)
+    with torch.no_grad():
+        first.weight.mul_(1e-12)
+        first.bias.zero_()
+    assert blocks_of(nn.Sequential(first, Gate(), Residual(), nn.Linear(8, 2))) == ["2"]
+
+
 def test_protected_layers_keep_their_blocks() -> None:
     net = nn.Sequential(Residual(), Residual(), Residual(), nn.Linear(8, 2))
     assert blocks_of(net, "1", "2.body.2") == ["0"]

@@ -177,15 +177,6 @@ def test_heads_that_are_fixed_in_the_code_are_kept() -> None:
     assert reasons["inner.qkv"].startswith("attention: the network does not run with fewer")
 
 
-def test_torch_multihead_attention_is_kept_with_a_reason() -> None:
-    layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 32, batch_first=True)
-    net = nn.Sequential(nn.Linear(WIDTH, WIDTH), layer, nn.Linear(WIDTH, 3))
-    prunable = analyse(model_of(net, example()), ("channels", "heads"), ())
-    assert [group.name for group in prunable.groups] == ["1.linear1"]
-    reasons = {kept.layer: kept.reason for kept in prunable.kept}
-    assert "ties the width of its heads" in reasons["1.self_attn"]
-
-
 def hugging_face(kind: str) -> nn.Module:
     import transformers as hf
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from edgeopt.compression.base import state_digest
 from edgeopt.compression.pruning.groups import Prunable, PruningGroup, Slice
-from edgeopt.compression.pruning.importance import DATA_DRIVEN, unit_scores, without_batch_norm
+from edgeopt.compression.pruning.importance import DATA_DRIVEN, unit_scores
 from edgeopt.compression.pruning.statistics import ScoringData
 from edgeopt.compression.steps import Importance
 from edgeopt.errors import ConversionError, DataError, UsageError
@@ -103,7 +103,7 @@ def even(values: np.ndarray) -> np.ndarray:
     return values / values.mean()
 
 
-@pytest.mark.parametrize("importance", JUDGING)
+@pytest.mark.parametrize("importance", [name for name in JUDGING if name != "batch-norm-scale"])
 def test_scores_are_those_of_the_formula(importance: Importance) -> None:
     net = Perceptron()
     slope = 2 * (net.y - net.t)[:, None]
@@ -117,7 +117,6 @@ def test_scores_are_those_of_the_formula(importance: Importance) -> None:
         "taylor": np.abs(slope * net.h * net.v).mean(0),
         "hessian": 0.5 * np.square(slope * net.h * net.v).mean(0),
         "activation": even(net.h.mean(0) * np.abs(net.v)),
-        "batch-norm-scale": even(l2),
     }
     found = scored(net.model, net.prunable, importance, net.data)["0"]
     assert found.dtype == np.float64
@@ -225,7 +224,9 @@ def test_class_labels_are_taken_and_negative_ones_skipped() -> None:
     )
     np.testing.assert_allclose(one["first"], other["first"])
     only_skipped = ScoringData(labelled=Listed(samples_of(arrays[:1], [-1])))
-    with pytest.raises(UsageError, match="importance 'taylor': the loss is finite for none of the samples"):
+    with pytest.raises(
+        UsageError, match="importance 'taylor': the loss has a value and a gradient for none of the samples"
+    ):
         scored(model, prunable, "taylor", only_skipped)
 
 
@@ -304,12 +305,17 @@ def test_weights_that_are_no_numbers_are_told() -> None:
 
 def test_batch_norm_scales_are_the_scores_and_their_mean_that_of_other_groups() -> None:
     model, prunable = convolutional()
-    assert without_batch_norm(model, prunable) == ("squeeze", "last")
     scores = scored(model, prunable, "batch-norm-scale")
     assert isinstance(model.module, Convolutional)
     gamma = model.module.norm.weight.detach().numpy()
     np.testing.assert_allclose(scores["first"], gamma, rtol=1e-6)
     assert scores["last"].mean() == pytest.approx(gamma.mean(), rel=1e-5)
+
+
+def test_batch_norm_scales_need_a_batch_normalization() -> None:
+    net = Perceptron()
+    with pytest.raises(UsageError, match="importance 'batch-norm-scale': no layer that may be pruned has a batch norm"):
+        scored(net.model, net.prunable, "batch-norm-scale")
 
 
 @pytest.mark.parametrize("importance", ["l1", "l2", "activation", "gradient"])
@@ -392,7 +398,7 @@ def blocks() -> Prunable:
     return Prunable((inner[0], whole[0], inner[1], whole[1]), ())
 
 
-@pytest.mark.parametrize("importance", JUDGING)
+@pytest.mark.parametrize("importance", [name for name in JUDGING if name != "batch-norm-scale"])
 def test_a_block_that_does_little_is_worth_little(importance: Importance) -> None:
     scores = scored(model_of(Blocks(), 1, 4), blocks(), importance, unlabelled(4))
     assert list(scores) == ["weak.one", "weak", "strong.one", "strong"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import log2
 
 import numpy as np
@@ -14,13 +15,22 @@ from edgeopt.compression.pruning.selection import (
     channels_inside,
     channels_left,
     choose,
-    choose_ratio,
     groups_inside,
     plan_of,
     removal_chunks,
     removal_order,
 )
 from edgeopt.errors import ConversionError
+
+
+def choose_ratio(
+    prunable: Prunable, scores: Mapping[str, np.ndarray], ratio: float, *, scope: Scope, multiple: int, max_ratio: float
+) -> Plan:
+    """The plan that removes at least this share of the prunable channels."""
+    target = (1 - ratio) * channels_left(prunable, {})
+    return choose(
+        prunable, scores, partial(channels_left, prunable), target, scope=scope, multiple=multiple, max_ratio=max_ratio
+    )
 
 
 def channels(name: str, units: int, width: int = 1) -> PruningGroup:

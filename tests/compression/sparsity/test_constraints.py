@@ -117,6 +117,17 @@ def test_zeros_grow_in_the_first_half_and_none_comes_back() -> None:
     assert [settled for _, settled in seen] == [False] * 5 + [True] * 7
 
 
+def test_more_zeros_than_the_share_stay_zeros() -> None:
+    module = network()
+    with torch.no_grad():
+        module.get_parameter("0.weight")[:7] = 0.0
+    masks = {name: module.get_parameter(name).detach() != 0 for name in NAMES}
+    before = share(module)
+    assert before > 0.5
+    run(module, GrowingZeros(masks, half, "global"))
+    assert share(module) == before
+
+
 def test_one_step_is_enough_to_reach_the_share() -> None:
     module = network()
     constraint = GrowingZeros(all_stay(module), half, "per-layer")
