@@ -79,7 +79,7 @@ def main(work: Path, shares: list[float]) -> None:
         assert after.macs
         assert before.parameters
         assert after.parameters
-        figures = {m.subject: m.value for m in bundle.report.measurements if m.name == "next_token"}
+        figures = {m.subject: m.value for m in bundle.report.measurements if m.name.endswith("next_token")}
         print(
             f"| latency {share:g} | {left(weights)} | {after.macs / before.macs:.2f}x | "
             f"{after.parameters / before.parameters:.2f}x | {after.size_bytes / 2**20:.2f} MiB | "

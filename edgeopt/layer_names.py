@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
+from edgeopt.errors import UsageError
 from edgeopt.types import WRAPPED_ATTRIBUTE
 
 
@@ -18,3 +20,16 @@ def layer_is_exempt(layer: str, patterns: Iterable[str]) -> bool:
     parts = strip_wrapper(layer).split(".")
     prefixes = [".".join(parts[: end + 1]) for end in range(len(parts))]
     return any(fnmatchcase(prefix, pattern) for pattern in patterns for prefix in prefixes)
+
+
+def check_patterns(layers: Collection[str], patterns: Iterable[str], flag: str) -> None:
+    """Raise UsageError for a pattern that matches none of the layers, naming the flag that it came with."""
+    for pattern in patterns:
+        if any(layer_is_exempt(layer, (pattern,)) for layer in layers):
+            continue
+        near = get_close_matches(pattern, sorted({*layers} - {""}), n=3, cutoff=0.0)
+        raise UsageError(
+            "matches no layer",
+            where=f"{flag} {pattern!r}",
+            fix=f"did you mean {' or '.join(map(repr, near))}?" if near else "the model has no layers with names",
+        )

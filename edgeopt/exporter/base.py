@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from edgeopt.calibration.ranges import Range
-from edgeopt.errors import ConversionError, UsageError
+from edgeopt.errors import ConversionError
 from edgeopt.formats.onnx import as_attribute, layer_names, load
-from edgeopt.layer_names import layer_is_exempt, strip_wrapper
+from edgeopt.layer_names import check_patterns, strip_wrapper
 from edgeopt.types import (
     Artifact,
     EstimatorSpec,
@@ -119,15 +118,7 @@ def check_keep_float(model: Model, patterns: Iterable[str]) -> None:
         layers = {name for node in nodes for name in (*layer_names(node), as_attribute(node.name))}
     else:
         return
-    for pattern in patterns:
-        if any(layer_is_exempt(layer, (pattern,)) for layer in layers):
-            continue
-        near = get_close_matches(pattern, sorted(layers - {""}), n=3, cutoff=0.0)
-        raise UsageError(
-            "matches no layer",
-            where=f"keep-float {pattern!r}",
-            fix=f"did you mean {' or '.join(map(repr, near))}?" if near else "the model has no layers with names",
-        )
+    check_patterns(layers, patterns, "keep-float")
 
 
 def _module_layers(module: torch.nn.Module) -> set[str]:

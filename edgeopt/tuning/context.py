@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     from edgeopt.plan import Job
     from edgeopt.progress import Progress
     from edgeopt.workbench import Workbench
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process, or the first of an `accelerate launch`: the one that writes files."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @dataclass(frozen=True, slots=True)

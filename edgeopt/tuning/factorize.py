@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from edgeopt.compression.low_rank.low_rank import LowRank
 from edgeopt.compression.sparsity.constraints import kept_zeros
 from edgeopt.device_profiles.channels import channel_multiple
 from edgeopt.errors import ConversionError
+from edgeopt.tuning.context import is_first_process
 from edgeopt.tuning.step_cache import StepCache
 from edgeopt.tuning.timing import time_together
 from edgeopt.types import Artifact, Model, Sample
@@ -65,7 +65,7 @@ def _split(pass_: LowRank, model: Model, context: StepContext) -> Model:
     kept = StepCache(context.state_dir, model)
     if (split := kept.load(_SPLIT)) is None:
         split = run_pass(pass_, model, context.inputs)
-        if os.environ.get("RANK", "0") == "0":
+        if is_first_process():
             with suppress(ConversionError):  # of a structure that can't be described
                 kept.save(_SPLIT, split)
     return split

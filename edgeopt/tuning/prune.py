@@ -20,6 +20,7 @@ from edgeopt.compression.schedule import cubic
 from edgeopt.compression.sparsity.constraints import kept_zeros
 from edgeopt.device_profiles.channels import channel_multiple
 from edgeopt.errors import ConversionError, UsageError
+from edgeopt.tuning.context import is_first_process
 from edgeopt.tuning.prune_state import Round, RoundStore
 from edgeopt.tuning.pruning_costs import Cost, cost_for
 from edgeopt.tuning.pruning_search import Limits, Search, Trial, meets
@@ -136,7 +137,7 @@ class _Rounds:
         done = kept or self._start(prunable)
         while not done.is_last:
             done = self._round(done, shares, cost)
-            if _is_first_process():
+            if is_first_process():
                 self._store.save(done)
         return done.model
 
@@ -191,7 +192,7 @@ class _Rounds:
             # Hours of training must not come before the news that the goal can't be met.
             search.check_reachable(goal)
         trial = search.reach(target, is_final=is_final)
-        if _is_first_process():
+        if is_first_process():
             self._store.keep_plan(done.number + 1, trial.plan, trial.cost)
         return _Found(prunable, trial)
 
@@ -333,7 +334,3 @@ def _macs(model: Model) -> int | None:
         return macs_of(model)
     except ConversionError:
         return None
-
-
-def _is_first_process() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from edgeopt.compression.sparsity.passes import (
 )
 from edgeopt.compression.steps import Sparsify
 from edgeopt.errors import ConversionError, UsageError
+from edgeopt.tuning.context import is_first_process
 from edgeopt.tuning.sparsify_state import Round, RoundStore
 from edgeopt.types import Model, StepRecord
 
@@ -118,7 +118,7 @@ class _Rounds:
         return Round(done.number, replace(done.model, history=history), {}, is_last=True)
 
     def _keep(self, done: Round) -> None:
-        if not _is_first_process():
+        if not is_first_process():
             return
         try:
             self._store.save(done, self._model)
@@ -159,7 +159,7 @@ class _Rounds:
         )
         model = run_pass(pass_, done.model, self._context.inputs)
         state = constraint.state() if settings.method == "movement" and not is_final else {}
-        if _is_first_process():
+        if is_first_process():
             shutil.rmtree(checkpoints, ignore_errors=True)
         return Round(number, model, {name: tensor.cpu() for name, tensor in state.items()})
 
@@ -215,7 +215,3 @@ def _growth(target: float, before: int, rounds: int) -> Callable[[float], float]
         return target * cubic((before + done) / rounds)
 
     return share_at
-
-
-def _is_first_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +14,7 @@ from edgeopt.compression.pruning.importance import DATA_DRIVEN
 from edgeopt.compression.steps import Distil, Factorize, Prune, Qat, Sparsify, Step
 from edgeopt.errors import ConversionError, UsageError
 from edgeopt.plan import Job
-from edgeopt.tuning.context import StepContext, StepData
+from edgeopt.tuning.context import StepContext, StepData, is_first_process
 from edgeopt.tuning.step_cache import StepCache, key_of
 from edgeopt.tuning.step_identity import identity_of, is_measured
 from edgeopt.types import Finding, Model, Sample, StepRecord
@@ -76,12 +76,12 @@ def run_steps(
         known = cache.load(key) if is_alone else None
         if known is None:
             known = _do(step, model, replace(context, state_dir=cache.state(key)))
-            if int(os.environ.get("RANK", "0")) != 0:
+            if not is_first_process():
                 raise SystemExit(0)
             findings += _kept(cache, key, known, name)
         else:
             findings.append(Finding("step-cached", name, "was done before; its result was taken from the cache"))
-        findings += _undone(known.history[len(model.history) :], name)
+        findings += _told(known.history[len(model.history) :], name)
         made.append(Made(name, known))
         model = known
     return tuple(made), tuple(findings)
@@ -130,18 +130,23 @@ def _kept(cache: StepCache, key: str, model: Model, name: str) -> list[Finding]:
     return []
 
 
-def _undone(records: Iterable[StepRecord], name: str) -> list[Finding]:
-    """What a person must know of a step that stopped before its goal."""
-    return [
-        Finding(
-            "goal-not-reached",
-            name,
-            f"the round to {record.config['to']} was undone: on the validation data the score fell from "
-            f"{record.config['score_before']:.4g} to {record.config['score']:.4g}",
-        )
-        for record in records
-        if record.step.endswith("-undone")
-    ]
+def _told(records: Sequence[StepRecord], name: str) -> list[Finding]:
+    """What a person must know of a step: it did nothing, or stopped before its goal, or could not do all."""
+    if not records:
+        return [Finding("goal-already-met", name, "did nothing: the model costs no more than the goal as it is")]
+    found = []
+    for record in records:
+        config = record.config
+        if record.step.endswith("-undone"):
+            fell = f"{config['score_before']:.4g} to {config['score']:.4g}"
+            told = f"the round to {config['to']} was undone: on the validation data the score fell from {fell}"
+            found.append(Finding("goal-not-reached", name, told))
+        if config.get("fine_tuned") is False:
+            found.append(Finding("not-trained", name, "without training data nothing made up for what was removed"))
+    kept = next((record.config.get("kept") for record in reversed(records) if record.config.get("kept")), None)
+    if kept:
+        found.append(Finding("kept-width", name, str(kept)))
+    return found
 
 
 def check_steps(config: RunConfig, jobs: tuple[Job, ...]) -> None:

@@ -46,7 +46,7 @@ def narrowed(model: Model) -> Model:
     net[0].bias.copy_(first.bias[:width])
     net[2].weight.copy_(last.weight[:, :width])
     net[2].bias.copy_(last.bias)
-    record = StepRecord("prune", {"kept": width})
+    record = StepRecord("prune", {"width": width})
     return replace(model, module=net, history=(*model.history, record), input_ranges={"0": (-1.0, 1.0)})
 
 
@@ -127,10 +127,14 @@ def test_targets_share_what_does_not_depend_on_them(tmp_path: Path, work: Steps)
     run((Prune(),), tmp_path)
     run((Prune(),), tmp_path, {"target": "android-onnx-int8-dynamic"})
     assert work.done == ["prune"]
+    # Widths follow the precision's kernels, zeros do not.
+    run((Sparsify(),), tmp_path)
+    run((Sparsify(),), tmp_path, {"target": "android-fp32"})
+    assert work.done == ["prune", "sparsify"]
     measured = Prune(to=HALF)
     run((measured,), tmp_path)
     run((measured,), tmp_path, {"target": "android-onnx-int8-dynamic"})
-    assert work.done == ["prune"] * 3
+    assert work.done[2:] == ["prune"] * 2
 
 
 def test_a_goal_that_was_not_reached_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,3 +219,26 @@ def test_several_processes_do_one_step(tmp_path: Path, monkeypatch: pytest.Monke
         check_steps(replace(config, step=(Prune(), Qat())), (job,))
     with pytest.raises(UsageError, match="several processes would measure differently"):
         check_steps(replace(config, step=(Prune(to=HALF),)), (job,))
+
+
+def test_what_progress_alone_would_say_is_told_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spinner's lines are gone when the run is over."""
+
+    def nothing(step: Step, model: Model, *rest: object) -> Model:
+        del step, rest
+        return model
+
+    def untrained(step: Step, model: Model, *rest: object) -> Model:
+        del step, rest
+        record = StepRecord("prune", {"fine_tuned": False, "kept": "head: is protected"})
+        return replace(narrowed(model), history=(*model.history, record))
+
+    config, job = configured(tmp_path)
+    for do, codes in ((nothing, ["goal-already-met"]), (untrained, ["not-trained", "kept-width"])):
+        monkeypatch.setattr(steps, "_do", do)
+        folder = tmp_path / do.__name__
+        folder.mkdir()
+        bench = Workbench(a_model(), None, LayerRules(), 0, folder, Silent())
+        own = replace(config, cache_dir=folder)
+        _, findings = run_steps((Prune(),), job, own, StepData(None, None, None), bench, Silent())
+        assert [finding.code for finding in findings] == codes

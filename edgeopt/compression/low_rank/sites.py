@@ -15,7 +15,7 @@ from edgeopt.compression.base import forward
 from edgeopt.compression.cost import single_example
 from edgeopt.compression.low_rank.decompose import Site, forms_of, macs_per_rank
 from edgeopt.compression.pruning.groups import Kept
-from edgeopt.layer_names import layer_is_exempt, strip_wrapper
+from edgeopt.layer_names import check_patterns, layer_is_exempt, strip_wrapper
 from edgeopt.types import Array, Model
 
 #: Relative to the largest value of an output: what other kernels for the same operator may differ by.
@@ -50,8 +50,11 @@ def factorizable(model: Model, protect: Sequence[str] = ()) -> Factorizable:
 
     Args:
         protect: patterns of layers that stay whole; see `edgeopt.layer_names`.
+
+    Raises UsageError for a pattern that matches no layer.
     """
     module = copy.deepcopy(_module(model))
+    check_patterns({strip_wrapper(path) for path, _ in module.named_modules()}, protect, "protect")
     owners = Counter(id(own) for part in module.modules() for own in part._parameters.values())
     reasons: dict[str, str] = {}
     layers: dict[str, nn.Module] = {}

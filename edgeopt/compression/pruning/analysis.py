@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Literal
 
 from edgeopt.compression.pruning.blocks import find_blocks
@@ -12,8 +11,8 @@ from edgeopt.compression.pruning.cuts import in_width
 from edgeopt.compression.pruning.dependencies import Uneven, channel_groups
 from edgeopt.compression.pruning.groups import Kept, Prunable, PruningGroup
 from edgeopt.compression.pruning.heads import find_heads
-from edgeopt.errors import ConversionError, UsageError
-from edgeopt.layer_names import layer_is_exempt, strip_wrapper
+from edgeopt.errors import ConversionError
+from edgeopt.layer_names import check_patterns, layer_is_exempt, strip_wrapper
 from edgeopt.types import Model
 
 if TYPE_CHECKING:
@@ -37,7 +36,8 @@ def analyse(model: Model, remove: Collection[Kind], protect: Sequence[str]) -> P
     """
     if model.module is None:
         raise ValueError("pruning takes a model with a torch module; see sources.as_torch")
-    _check_patterns(model.module, protect)
+    layers = {strip_wrapper(path) for path, _ in model.module.named_modules()} - {""}
+    check_patterns(layers, protect, "protect")
     _refuse_graphs(model.module)
     proof = Proof(model)
     heads = find_heads(model, proof)
@@ -54,18 +54,6 @@ def analyse(model: Model, remove: Collection[Kind], protect: Sequence[str]) -> P
     order = {path: place for place, (path, _) in enumerate(model.module.named_modules())}
     proven.sort(key=lambda group: (group.kind == "blocks", order.get(group.name, 0)))
     return Prunable(tuple(proven), tuple(_kept(model.module, proven, reasons, remove)))
-
-
-def _check_patterns(module: nn.Module, patterns: Iterable[str]) -> None:
-    layers = {strip_wrapper(path) for path, _ in module.named_modules()} - {""}
-    for pattern in patterns:
-        if not any(layer_is_exempt(layer, (pattern,)) for layer in layers):
-            near = get_close_matches(pattern, sorted(layers), n=3, cutoff=0.0)
-            raise UsageError(
-                "matches no layer",
-                where=f"protect {pattern!r}",
-                fix=f"did you mean {' or '.join(map(repr, near))}?" if near else "the model has no layers with names",
-            )
 
 
 def _channels(

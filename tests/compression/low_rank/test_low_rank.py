@@ -459,3 +459,9 @@ def test_result_survives_a_weights_file(make: object, tmp_path: Path) -> None:
     loaded = load_model(Net() if make is net else Mlp(), tmp_path / "w.safetensors").eval()
     x = torch.from_numpy(data(model.example_inputs["x"].shape, 5))
     assert torch.equal(loaded(x), result.module(x))
+
+
+def test_a_pattern_that_protects_nothing_is_refused() -> None:
+    model = model_of(nn.Sequential(nn.Linear(24, 64), nn.ReLU(), nn.Linear(64, 8)), ROWS)
+    with pytest.raises(UsageError, match=r"protect 'fc': matches no layer"):
+        factorizable(model, ("fc",))
