@@ -149,6 +149,8 @@ def test_sparsify_then_factorize_for_a_float_target(run) -> None:
     assert split.macs
     assert split.macs <= 0.8 * start.macs
     assert bundle.path.joinpath("model.onnx").stat().st_size < 0.95 * start.size_bytes
+    assert (bundle.path / "model.onnx.packed").is_file()
+    assert main(["validate", str(bundle.path)]) == 0
     top1 = {m.subject: m.value for m in bundle.report.measurements if m.name == "top1"}
     assert top1.keys() == {"float", "quantized"}  # the model as it was given, and what was made of it
     assert top1["float"] == start.score

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from edgeopt.exporter.onnx import OnnxExporter
 from edgeopt.formats import summarize
 from edgeopt.formats.sparsity import zeros_of
 from edgeopt.runtimes.litert import LiteRTRuntime
-from edgeopt.types import Artifact, LayerRules, Model, Scheme, TensorSpec
+from edgeopt.tuning.sparse_file import with_sparse_kernels
+from edgeopt.types import Artifact, LayerRules, Model, Scheme, StepRecord, TensorSpec
 
 pytestmark = pytest.mark.e2e
 
@@ -130,3 +132,18 @@ def test_a_packed_file_runs_after_unpacking(model: Model, litert: Artifact, tmp_
     np.testing.assert_array_equal(_logits(tmp_path / "model.tflite", model), _logits(litert.path, model))
     sizes = compare(litert.path)
     assert sizes.packed_deflated < 1.01 * sizes.deflated < sizes.packed < sizes.plain
+
+
+def test_a_sparsified_model_ships_sparse_where_the_runtime_has_kernels(
+    model: Model, litert: Artifact, tmp_path: Path
+) -> None:
+    assert with_sparse_kernels(litert, tmp_path) == (litert, ())  # nobody asked for it
+    asked = replace(litert, history=(*litert.history, StepRecord("sparsify")))
+    shipped, told = with_sparse_kernels(asked, tmp_path)
+    assert [finding.code for finding in told] == ["zeros", "sparse-kernels"]
+    assert shipped.history[-1].step == "sparse-kernels"
+    assert shipped.size_bytes == shipped.path.stat().st_size < litert.size_bytes
+    np.testing.assert_allclose(_logits(shipped.path, model), _logits(litert.path, model), rtol=1e-3, atol=1e-4)
+    dense, told = with_sparse_kernels(replace(asked, precision="w8a8"), tmp_path)
+    assert dense.path == litert.path
+    assert [finding.code for finding in told] == ["zeros", "no-sparse-kernels"]
