@@ -27,6 +27,7 @@ slow: $(STAMP)  ## The benchmarks, an hour; their results are recorded in docs/r
 	$(BIN)/python benchmarks/architectures.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/recipe_auto.py
+	$(BIN)/python benchmarks/pruning_unseen.py
 
 clean:
 	rm -rf $(VENV) dist build *.egg-info

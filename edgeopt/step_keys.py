@@ -108,7 +108,7 @@ _TRAINING = tuple(
         ("weight_decay", "weight_decay", between(0.0, 10.0), "X", "1e-4", "Of matrices and kernels. Default: 1e-4."),
         ("warmup", "warmup", a_fraction, "X", "0.05", "Share of the steps in which the rate rises. Default: 0.05."),
         ("freeze_batch_norm_after", "freeze_batch_norm_after", a_fraction, "X", "0.5",
-         "Share of the steps with batch statistics; afterwards as in the file. Default: 0.5."),
+         "Share of the steps with batch statistics; afterwards as in the file. Default: 0.5 for qat, else 1."),
         ("ema", "ema", between(0.0, 0.99999), "X", "0.999", "Keep the moving average of the weights with this decay."),
         ("patience", "patience", an_integer(1), "N", "3",
          "Stop after so many epochs that were no better. Needs validation data."),

@@ -18,7 +18,7 @@ from edgeopt.training.config import Teaching, TrainingConfig
 
 HERE = Place("here", Path())
 #: The default differs between steps, or is "none".
-SAID_IN_WORDS = ("training.learning_rate", "group_lasso", "l1")
+SAID_IN_WORDS = ("training.learning_rate", "training.freeze_batch_norm_after", "group_lasso", "l1")
 STEPS = {"prune": Prune, "sparsify": Sparsify, "factorize": Factorize, "distil": Distil, "qat": Qat}
 
 

@@ -12,8 +12,9 @@ import numpy as np
 
 from edgeopt.compression.base import Needs, PassInputs, state_digest
 from edgeopt.compression.layers import arguments_of
+from edgeopt.errors import DataError
 from edgeopt.training.config import Teaching, TrainingConfig
-from edgeopt.types import Format, Model, Scheme, StepRecord
+from edgeopt.types import Format, Model, Sample, Scheme, StepRecord
 
 if TYPE_CHECKING:
     import torch
@@ -88,6 +89,9 @@ class QuantizationAwareTraining:
             UsageError: a loss, setting or checkpoint that doesn't fit.
             ConversionError: nothing would be quantized, or the network can't run in batches, or the loss diverges.
         """
+        import copy
+
+        from edgeopt.training.batch_norm import with_current_statistics
         from edgeopt.training.fit import record_of
         from edgeopt.training.losses import load_loss
         from edgeopt.training.quantized_module import QuantizedModule
@@ -96,8 +100,11 @@ class QuantizationAwareTraining:
             raise ValueError("run_pass checks for a module and samples")
         loss = load_loss(self.loss, self.training.is_labelled, self.alpha, self.temperature, len(model.labels) or None)
         is_static = not any(spec.is_dynamic for spec in model.inputs)
+        network = model.module
+        if self.config.freeze_batch_norm_after > 0:
+            network = with_current_statistics(network, _arguments(model, inputs.samples()))
         quantized = QuantizedModule(
-            model.module,
+            network,
             arguments_of(model.inputs, model.example_inputs),
             self.format,
             inputs.scheme,
@@ -111,7 +118,10 @@ class QuantizationAwareTraining:
         step = StepRecord("quantization-aware-training", {**record, "learned_ranges": self.learned})
         return replace(
             model,
-            module=quantized.trained(model.module),
+            # Learned scales are of use without any training.
+            module=copy.deepcopy(model.module)
+            if result.best_epoch == 0 and not self.learned
+            else quantized.trained(network),
             native=None,
             history=(*model.history, step),
             # Ranges of an earlier training belong to the weights that it left.
@@ -162,3 +172,12 @@ class QuantizationAwareTraining:
             for spec in model.inputs:
                 digest.update(np.ascontiguousarray(sample.inputs[spec.name]).tobytes())
         return digest.hexdigest()
+
+
+def _arguments(model: Model, samples: Iterator[Sample]) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The network's arguments; raises DataError for a sample that lacks one."""
+    for sample in samples:
+        for spec in model.inputs:
+            if spec.name not in sample.inputs:
+                raise DataError(f"lacks the input {spec.name!r}", where=f"calibration sample {sample.name!r}")
+        yield arguments_of(model.inputs, sample.inputs)

@@ -12,7 +12,8 @@ from typing import Literal
 from edgeopt.training.config import Teaching, TrainingConfig
 
 #: Whatever is lost by making a model smaller is more than what int8 costs, and wants larger steps.
-_RECOVERY = TrainingConfig(learning_rate=3e-4)
+#: Batch normalization follows it to the end: statistics that stay behind would be part of the function.
+_RECOVERY = TrainingConfig(learning_rate=3e-4, freeze_batch_norm_after=1.0)
 _TRAINING, _TEACHING = TrainingConfig(), Teaching()
 _SOFT_LABELS = Teaching(loss="distillation")
 

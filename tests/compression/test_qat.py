@@ -313,3 +313,18 @@ def test_zeros_stay_zeros(learned: bool) -> None:
     weight = state(sparse)["0.weight"]
     assert not weight[:, 1::2].any()
     assert weight[:, ::2].any(0).all()
+
+
+def test_statistics_that_lag_behind_do_not_change_the_network_that_training_begins_with() -> None:
+    """As training with frozen statistics leaves them; batch statistics would give another network at once."""
+    source = model()
+    assert source.module is not None
+    with torch.no_grad():
+        norm = source.module[1]
+        norm.running_var *= 5
+        norm.running_mean += 1
+    kept = replace(CONFIG, epochs=1, learning_rate=1e-9, warmup=0.0, freeze_batch_norm_after=1.0)
+    result = run_pass(training(kept, loss="distillation"), source, inputs())
+    assert result.module is not None
+    x = torch.from_numpy(VALUES)
+    torch.testing.assert_close(result.module(x), source.module(x), rtol=0.1, atol=0.1)
