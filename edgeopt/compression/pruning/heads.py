@@ -41,6 +41,10 @@ _TOTALS = frozenset({
 })  # fmt: skip
 
 
+#: Linear layers of an attention that has a module of its own, and of a block that is written out in one module.
+_ATTENTION_LAYERS, _MOST_LAYERS = 5, 12
+
+
 @dataclass(frozen=True, slots=True)
 class Attention:
     """Layers that make queries, keys and values, and the one that takes all heads' outputs in.
@@ -146,12 +150,14 @@ def _attentions(model: Model, module: nn.Module) -> Iterator[list[Attention]]:
         if not _head_counts(parts[path]) or any(isinstance(part, others) for part in list(parts[path].modules())[1:]):
             continue
         inside = [layer for layer in order if layer.startswith(f"{path}.") and layer not in used]
-        if not 1 <= len(inside) <= 5:
+        if not 1 <= len(inside) <= _MOST_LAYERS:
             continue
         readings = []
-        for output in _outputs(order, inside):
-            projections = {layer: _out(parts[layer]) for layer in inside if layer != output}
+        for makers, output in _splits(order, inside):
+            projections = {layer: _out(parts[layer]) for layer in makers}
             width = in_width(parts[output])
+            if len(inside) > _ATTENTION_LAYERS and not _returns_to_its_input([parts[m] for m in makers], parts[output]):
+                continue
             if projections and width is not None and _fits(list(projections.values()), width):
                 readings.append(Attention(path, projections, output, width))
         if readings:
@@ -159,13 +165,26 @@ def _attentions(model: Model, module: nn.Module) -> Iterator[list[Attention]]:
             yield sorted(readings, key=lambda reading: -len(reading.projections))
 
 
-def _outputs(order: Sequence[str], inside: Sequence[str]) -> Iterator[str]:
-    """Layers that may take the heads' outputs in: the last in the module, or the next after it."""
+def _splits(order: Sequence[str], inside: Sequence[str]) -> Iterator[tuple[Sequence[str], str]]:
+    """Layers that may make queries, keys and values, and the one that may take the heads' outputs in: the last in the
+    module, or the next after it; in a block that is written out in one module, any few in a row."""
+    if len(inside) > _ATTENTION_LAYERS:
+        for start in range(len(inside)):
+            for length in (3, 1):
+                if start + length < len(inside):
+                    yield inside[start : start + length], inside[start + length]
+        return
     if len(inside) > 1:
-        yield inside[-1]
+        yield inside[:-1], inside[-1]
     following = order.index(inside[-1]) + 1
     if following < len(order):
-        yield order[following]
+        yield inside, order[following]
+
+
+def _returns_to_its_input(makers: Sequence[nn.Module], output: nn.Module) -> bool:
+    """Whether these layers read one width and the output gives it back, as in a residual block; others in a row, such
+    as those of two feed-forward parts, do not."""
+    return {in_width(maker) for maker in makers} == {out_width(output)}
 
 
 def _fits(widths: Sequence[int], total: int) -> bool:

@@ -145,6 +145,32 @@ def test_heads_go_and_the_others_compute_the_same(build: Callable[[], nn.Module]
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in silenced.parameters())
 
 
+class WrittenOut(nn.Module):
+    """A whole transformer block in one module: its attention has none of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 4
+        self.norm1, self.norm2 = nn.LayerNorm(32), nn.LayerNorm(32)
+        self.query, self.key, self.value, self.out = (nn.Linear(32, 32) for _ in range(4))
+        self.up, self.down = nn.Linear(32, 64), nn.Linear(64, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm1(x)
+        q, k, v = (f(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
+        x = x + self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.down(torch.relu(self.up(self.norm2(x))))
+
+
+def test_a_block_that_is_written_out_in_one_module_has_heads_and_neurons() -> None:
+    net = nn.Sequential(WrittenOut(), WrittenOut(), nn.Linear(32, 5))
+    found = analyse(model_of(net, torch.randn(1, 7, 32)), ("heads", "channels"), ())
+    kinds = {group.name: (group.kind, group.units) for group in found.groups}
+    for block in "01":
+        assert kinds[f"{block}.query"] == ("heads", 4)
+        assert kinds[f"{block}.up"] == ("channels", 64)
+
+
 def test_numbers_of_the_module_follow() -> None:
     model = model_of(Around(Separate()), example())
     prunable = analyse(model, ("heads",), ())
