@@ -24,7 +24,7 @@ from edgeopt.types import Report
 
 LATENCY = 0.75
 TRAINING = TrainingConfig(
-    epochs=15, batch_size=16, learning_rate=5e-4, freeze_batch_norm_after=0.5, mixed_precision="bf16"
+    epochs=6, batch_size=16, learning_rate=3e-4, freeze_batch_norm_after=1.0, mixed_precision="bf16"
 )
 HEADER = """\
 | cut | MACs | parameters | file | top-1, fp32 -> shipped | agrees with fp32 | SQNR | time by unpruned int8 | made in |
