@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from fashion_net import TRAINED_ON, Rows, pictures
@@ -55,9 +56,9 @@ class MobileNet(nn.Sequential):
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 10))
 
 
-def coloured(data: Path, part: str) -> tuple[Array, Array]:
+def coloured(data: Path, part: Literal["train", "t10k"]) -> tuple[Array, Array]:
     """The grey pictures in three channels: XNNPACK's sparse kernels begin behind a stem of three."""
-    images, labels = pictures(data, part)  # type: ignore[arg-type]
+    images, labels = pictures(data, part)
     return images.repeat(3, axis=1), labels
 
 

@@ -52,7 +52,8 @@ def prune(model: Model, settings: Prune, context: StepContext) -> Model:
 
     Raises:
         UsageError: settings that contradict one another or the data, a pattern of `protect` that matches nothing.
-        ConversionError: nothing can be pruned, or the goal is out of reach; it says how far the model can go.
+        UsageError: the goal is out of reach; it says how far the model can go.
+        ConversionError: nothing can be pruned.
         any error of `run_pass`, the exporter and the runtime.
     """
     _check(settings, context)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeopt.compression.pruning.selection import channels_inside, choose, plan_of, removal_chunks, removal_order
-from edgeopt.errors import ConversionError
+from edgeopt.errors import UsageError
 from edgeopt.types import Array
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Search:
         self._tried: dict[_Key, Trial] = {}
 
     def check_reachable(self, target: float) -> None:
-        """Raises ConversionError where a goal is so far off that no measurement would bring it nearer."""
+        """Raises UsageError where a goal is so far off that no measurement would bring it nearer."""
         least = self._predicted(self._everything())
         if not meets(least, target * (1 if self._cost.is_exact else DOUBT)):
             raise self._out_of_reach(target, least, "by the prediction")
@@ -107,7 +107,7 @@ class Search:
         Args:
             is_final: whether the target must be met; otherwise the nearest cost that was found will do.
 
-        Raises ConversionError when the target is out of reach; it says how far the model can go.
+        Raises UsageError when the target is out of reach; it says how far the model can go.
         """
         met = self._approach(target, TRIALS if is_final else TRIALS_ON_THE_WAY)
         if met is None and is_final and not self._reached(target):
@@ -158,7 +158,7 @@ class Search:
                 max_ratio=limits.max_ratio,
                 saved=self._saved() if self._is_weighed else None,
             )
-        except ConversionError:
+        except UsageError:
             return self._everything()
         return _allowed(plan, self._scores)
 
@@ -210,9 +210,9 @@ class Search:
             yield max(after - before, 0.0)
             before = after
 
-    def _out_of_reach(self, target: float, least: float, how: str) -> ConversionError:
+    def _out_of_reach(self, target: float, least: float, how: str) -> UsageError:
         text = self._cost.text
-        return ConversionError(
+        return UsageError(
             f"{text(target)} is out of reach: without all that may go it is {text(least)} ({how})",
             where="prune",
             fix="allow more with a smaller multiple, a larger max-ratio, fewer protected layers or more kinds of "

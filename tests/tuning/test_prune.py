@@ -199,7 +199,7 @@ def test_a_goal_that_is_met_already_changes_nothing(model: Model, tmp_path: Path
 
 def test_a_goal_out_of_reach_is_refused_before_any_training(model: Model, tmp_path: Path) -> None:
     context = context_of(model, tmp_path, Stripes())
-    with pytest.raises(ConversionError, match=r"out of reach: .*0\.\d\dx"):
+    with pytest.raises(UsageError, match=r"out of reach: .*0\.\d\dx"):
         prune(model, settings(to=Goal("macs", 0.01, True), max_ratio=0.5), context)
     assert not any("raining" in step for step in cast(Told, context.progress).steps)
 
@@ -396,7 +396,7 @@ def test_blocks_alone_can_go_and_max_ratio_bounds_them_over_all_rounds(tmp_path:
     only = {"remove": ("blocks",), "rounds": 3, "max_ratio": 0.5}
     out = prune(model, settings(to=Goal("ratio", 0.5), **only), context_of(model, tmp_path / "half", Stripes()))
     assert sum(isinstance(part, Residual) for part in out.module.modules()) == 4  # type: ignore[union-attr]
-    with pytest.raises(ConversionError, match=r"0\.40x of the prunable channels .* is out of reach: .* 0\.50x"):
+    with pytest.raises(UsageError, match=r"0\.40x of the prunable channels .* is out of reach: .* 0\.50x"):
         prune(model, settings(to=Goal("ratio", 0.6), **only), context_of(model, tmp_path / "more", Stripes()))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgeopt.compression.pruning.groups import Plan, Prunable, PruningGroup, Slice
-from edgeopt.errors import ConversionError
+from edgeopt.errors import UsageError
 from edgeopt.tuning.pruning_costs import Cost
 from edgeopt.tuning.pruning_search import TOLERANCE, TRIALS, Limits, Search, within_limits
 from edgeopt.types import Array, Model, TensorSpec
@@ -126,7 +126,7 @@ def test_a_block_goes_where_it_saves_most_per_lost_importance() -> None:
 
 def test_out_of_reach_says_how_far_it_goes() -> None:
     cost = MadeUp(PRICES, worth=lambda saving: 0.5 * saving)
-    with pytest.raises(ConversionError, match=r"0\.40x .* is out of reach: .* 0\.5[0-9]x"):
+    with pytest.raises(UsageError, match=r"0\.40x .* is out of reach: .* 0\.5[0-9]x"):
         search(TWO, cost).reach(0.4, is_final=True)
 
 
@@ -141,7 +141,7 @@ def test_a_pessimistic_prediction_is_measured_before_it_is_believed() -> None:
     built = search(TWO, cost)
     built.check_reachable(0.45)
     assert built.reach(0.45, is_final=True).cost <= 0.45
-    with pytest.raises(ConversionError, match="by the prediction"):
+    with pytest.raises(UsageError, match="by the prediction"):
         built.check_reachable(0.1)
 
 
@@ -157,7 +157,7 @@ def test_max_ratio_bounds_what_goes_over_all_rounds() -> None:
     prunable = Prunable((group("a", 24), group("b", 64)), ())
     limits = Limits("global", 8, 0.75, {"a": 64, "b": 64})
     cost = MadeUp({"a": 0.02, "b": 0.001}, start=0.9)
-    with pytest.raises(ConversionError, match="out of reach"):
+    with pytest.raises(UsageError, match="out of reach"):
         search(prunable, cost, limits=limits).reach(0.5, is_final=True)
     trial = search(prunable, cost, limits=limits).reach(0.72, is_final=True)
     assert len(trial.plan["a"]) == 8
@@ -189,7 +189,7 @@ def test_max_ratio_bounds_how_many_blocks_go_over_all_rounds() -> None:
     limits = Limits("global", 8, 0.5, {}, blocks=8)
     cost = MadeUp(dict.fromkeys(scores, 0.1), start=0.7)
     assert dict(search(prunable, cost, scores, limits).reach(0.6, is_final=True).plan) == {"block0": (0,)}
-    with pytest.raises(ConversionError, match=r"0\.50x of the cost .* is out of reach"):
+    with pytest.raises(UsageError, match=r"0\.50x of the cost .* is out of reach"):
         search(prunable, cost, scores, limits).reach(0.5, is_final=True)
 
 

@@ -54,7 +54,7 @@ class LowRank:
         return f"no layer can be split{first}"
 
     def apply(self, model: Model, inputs: PassInputs) -> Model:
-        """Raises also ConversionError when the goal can't be reached, or samples are needed and there are none."""
+        """Raises UsageError when the goal can't be reached, ConversionError when there are no samples to go by."""
         from edgeopt.compression.low_rank.sites import factorizable
         from edgeopt.compression.low_rank.statistics import split_all
 

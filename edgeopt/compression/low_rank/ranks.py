@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from edgeopt.errors import ConversionError
+from edgeopt.errors import UsageError
 from edgeopt.types import Array
 
 #: Layer -> rank of the pair that replaces it. Layers that stay whole are left out.
@@ -60,7 +60,7 @@ def for_budget(curves: Sequence[Curve], cost: Cost, budget: float, multiple: int
     The shortest run of them that fits the budget is found by bisection, so `cost` may be a measurement; what the last
     step saves beyond the budget is given back to its layer.
 
-    Raises ConversionError when even the lowest ranks cost more; names what they cost.
+    Raises UsageError when even the lowest ranks cost more; names what they cost.
     """
     steps = sorted(
         (step for curve in curves for step in _steps(curve, multiple)), key=lambda step: (step.price, step.path)
@@ -71,7 +71,7 @@ def for_budget(curves: Sequence[Curve], cost: Cost, budget: float, multiple: int
 
     count = bisect_left(range(len(steps) + 1), True, key=lambda count: cost(after(count)) <= budget)
     if count > len(steps):
-        raise ConversionError(
+        raise UsageError(
             f"costs {cost(after(len(steps))):.6g} even at the lowest ranks, more than the {budget:.6g} asked for",
             where="low-rank factorization",
             fix="ask for less, or prune as well",

@@ -18,7 +18,7 @@ import numpy as np
 
 from edgeopt.compression.pruning.groups import Plan, Prunable, PruningGroup
 from edgeopt.compression.pruning.knapsack import cheapest
-from edgeopt.errors import ConversionError
+from edgeopt.errors import UsageError
 from edgeopt.types import Array
 
 Scores = Mapping[str, Array]
@@ -77,7 +77,7 @@ def choose(
             scores that estimate a loss (`importance.ESTIMATE_LOSS`).
 
     Raises:
-        ConversionError: all that may go together does not reach the target.
+        UsageError: all that may go together does not reach the target.
     """
     order = removal_order(prunable, scores, scope=scope, multiple=multiple, max_ratio=max_ratio, saved=saved)
     limit = target + abs(target) * _ROUNDING
@@ -85,7 +85,7 @@ def choose(
         return {}
     least = cost(plan_of(prunable, order)) if order else cost({})
     if least > limit:
-        raise ConversionError(
+        raise UsageError(
             f"a cost of {target:g} is out of reach: without all that may go it is {least:g}",
             where="pruning",
             fix="allow more with a smaller multiple, a larger max_ratio, fewer protected layers or other kinds of "

@@ -353,7 +353,7 @@ def test_measured_goals_ask_for_the_cost_of_models() -> None:
 
 def test_goals_out_of_reach() -> None:
     model = mlp()
-    with pytest.raises(ConversionError, match="even at the lowest ranks"):
+    with pytest.raises(UsageError, match="even at the lowest ranks"):
         run_pass(LowRank(Goal("macs", 10)), model, inputs_of(model))
     with pytest.raises(UsageError, match="ratio"):
         run_pass(LowRank(Goal("ratio", 0.5)), model, inputs_of(model))

@@ -20,7 +20,7 @@ from edgeopt.compression.pruning.selection import (
     removal_chunks,
     removal_order,
 )
-from edgeopt.errors import ConversionError
+from edgeopt.errors import UsageError
 
 
 def choose_ratio(
@@ -170,7 +170,7 @@ def test_a_ratio_is_the_share_of_channels() -> None:
 @pytest.mark.parametrize("prunable", [found(channels("a", 10)), found()])
 def test_an_unreachable_goal_tells_what_can_be_reached(prunable: Prunable) -> None:
     least = 5 if prunable.groups else 0
-    with pytest.raises(ConversionError, match=f"a cost of -1 is out of reach: without all that may go it is {least}"):
+    with pytest.raises(UsageError, match=f"a cost of -1 is out of reach: without all that may go it is {least}"):
         choose(
             prunable,
             {"a": np.ones(10)},
@@ -281,5 +281,5 @@ def test_no_more_blocks_go_than_the_ratio_allows(scope: Scope) -> None:
     prunable = found(*(block(f"b{i}") for i in range(4)))
     scores = {f"b{i}": np.array([float(4 - i)]) for i in range(4)}
     assert choose_ratio(prunable, scores, 0.5, scope=scope, multiple=1, max_ratio=0.5) == {"b2": (0,), "b3": (0,)}
-    with pytest.raises(ConversionError, match="out of reach"):
+    with pytest.raises(UsageError, match="out of reach"):
         choose_ratio(prunable, scores, 0.75, scope=scope, multiple=1, max_ratio=0.5)
