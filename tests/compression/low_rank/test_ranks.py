@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from edgeopt.compression.low_rank.ranks import Curve, by_energy, for_budget
-from edgeopt.errors import ConversionError
+from edgeopt.errors import UsageError
 
 
 def curve(path: str, size: int, decay: float, seed: int = 0) -> Curve:
@@ -59,7 +59,7 @@ def test_nothing_is_given_up_without_need() -> None:
 
 
 def test_unreachable_budget_names_the_least_cost() -> None:
-    with pytest.raises(ConversionError, match="costs 96 even"):
+    with pytest.raises(UsageError, match="costs 96 even"):
         for_budget(CURVES, cost, 1)
 
 
