@@ -115,3 +115,28 @@ def _subform(form: type[Form], location: Iterable[int | str]) -> type[Form]:
         annotation = form.model_fields[str(part).replace("-", "_")].annotation
         form = next(c for c in (annotation, *get_args(annotation)) if isinstance(c, type) and issubclass(c, Form))
     return form
+
+
+def read_with_bases(kind: str, path: Path, directory: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A file's keys laid over those of the file that it `extends`, by name (of a built-in, in `directory`) or path;
+    tables are merged key by key. Raises ConfigError on a base that isn't one."""
+    data = read_toml(path)
+    base = data.pop("extends", None)
+    if base is None:
+        return data
+    where = f"{path}: extends"
+    if not isinstance(base, str):
+        raise ConfigError(f"must be a {kind}'s name or file, got {base!r}", where=where)
+    if SLUG.fullmatch(base) is None or base.endswith(".toml"):
+        base = str(path.parent / base)  # beside the file that says so, not beside whoever runs edgeopt
+    base_path = find_file(kind, base, directory, where)
+    chain = (*seen, path.resolve())
+    if base_path.resolve() in chain:
+        raise ConfigError(f"a {kind} can't extend itself", where=where)
+    merged = read_with_bases(kind, base_path, directory, chain)
+    for key, value in data.items():
+        inherited = merged.get(key)
+        if isinstance(value, dict) and isinstance(inherited, dict):
+            value = {**inherited, **value}
+        merged[key] = value
+    return merged

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from edgeopt.calibration.ranges import Range
 from edgeopt.errors import ConversionError
+from edgeopt.formats.files import sha256_of, size_of
 from edgeopt.formats.onnx import as_attribute, layer_names, load
 from edgeopt.layer_names import check_patterns, strip_wrapper
 from edgeopt.types import (
@@ -143,22 +143,23 @@ def make_artifact(
     history: tuple[StepRecord, ...],
     tools: Sequence[str],
     unquantized: tuple[UnquantizedOp, ...] = (),
+    emulation: Path | None = None,
 ) -> Artifact:
     """Describe the file that was written; `tools` are the distributions that had a part in it.
 
     Raises ConversionError when the file isn't there or is empty.
     """
-    data = path.read_bytes() if path.is_file() else b""
-    if not data:
+    if size_of(path) == 0:
         raise ConversionError("the converter wrote no file, or an empty one", where=str(path))
     return Artifact(
         path=path,
         format=format_,
         precision=precision,
         signature=signature,
-        size_bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
+        size_bytes=size_of(path),
+        sha256=sha256_of(path),
         history=history,
         tools={name: version(name) for name in tools},
         unquantized_ops=unquantized,
+        emulation=emulation,
     )

@@ -7,11 +7,26 @@ from importlib import import_module
 
 from edgeopt.errors import ConfigError
 from edgeopt.runtimes.base import Runtime
+from edgeopt.types import Format
 
 RUNTIMES: dict[str, str] = {
     "litert": "edgeopt.runtimes.litert:LiteRTRuntime",
     "onnxruntime": "edgeopt.runtimes.onnxruntime:OnnxRuntime",
     "executorch": "edgeopt.runtimes.executorch:ExecuTorchRuntime",
+    "openvino": "edgeopt.runtimes.openvino:OpenVinoRuntime",
+    "coreml": "edgeopt.runtimes.coreml:CoreMLRuntime",
+    "coreml-reference": "edgeopt.runtimes.coreml_reference:CoreMLReference",
+    "litert-reference": "edgeopt.runtimes.litert_reference:LiteRTReference",
+    "tosa": "edgeopt.runtimes.tosa:TosaRuntime",
+    "qnn-htp": "edgeopt.runtimes.qnn_htp:QnnHtpRuntime",
+    "vgf": "edgeopt.runtimes.vgf:VgfRuntime",
+}
+#: Where a float file runs when its quantized twin runs in an emulator, which would cost the reference its exactness.
+HOST_RUNTIMES: dict[Format, str] = {
+    "litert": "litert",
+    "onnx": "onnxruntime",
+    "executorch": "executorch",
+    "coreml": "coreml-reference",
 }
 
 

@@ -94,6 +94,9 @@ class Runtime(Protocol):
     name: str
     #: Formats that it runs.
     formats: tuple[Format, ...]
+    #: What it stands in for and how exactly ("integer arithmetic of the Ethos-U, to the bit"), for the report; None
+    #: for a runtime that runs as it would on the device. Times and memory of an emulator are never measured.
+    emulates: str | None
 
     def unavailable(self) -> str | None:
         """Why this runtime can't be used on this machine and how to get it; None when it works. Must be quick."""

@@ -26,6 +26,7 @@ class ExecuTorchRuntime:
 
     name = "executorch"
     formats: tuple[Format, ...] = ("executorch",)
+    emulates: str | None = None
 
     def unavailable(self) -> str | None:
         spec = find_spec("executorch")

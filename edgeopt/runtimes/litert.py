@@ -21,6 +21,7 @@ class LiteRTRuntime:
 
     name = "litert"
     formats: tuple[Format, ...] = ("litert",)
+    emulates: str | None = None
 
     def unavailable(self) -> str | None:
         if find_spec("ai_edge_litert") is None:

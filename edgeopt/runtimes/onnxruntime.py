@@ -24,6 +24,7 @@ class OnnxRuntime:
 
     name = "onnxruntime"
     formats: tuple[Format, ...] = ("onnx",)
+    emulates: str | None = None
 
     def unavailable(self) -> str | None:
         return None if find_spec("onnxruntime") else "the package onnxruntime is not installed: pip install onnxruntime"

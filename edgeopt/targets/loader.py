@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
 from edgeopt.errors import ConfigError
 from edgeopt.targets.schema import BYTES_PER_MB, Target
-from edgeopt.toml_data import SLUG, Form, find_file, parse, read_toml
-from edgeopt.types import EstimatorSpec, Format, Gates, PassName, Precision, Scheme
+from edgeopt.toml_data import Form, find_file, parse, read_with_bases
+from edgeopt.types import EstimatorSpec, Format, Gates, NpuKind, PassName, Precision, Scheme
 
 DIRECTORY = Path(__file__).parent
 
@@ -25,6 +25,7 @@ def _off_is_none(value: object) -> object:
 
 Fraction = Annotated[Annotated[float, Field(ge=0, le=1)] | None, BeforeValidator(_off_is_none)]
 Positive = Annotated[Annotated[float, Field(gt=0, le=1e12)] | None, BeforeValidator(_off_is_none)]
+Count = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_off_is_none)]
 Decibels = Annotated[float | None, BeforeValidator(_off_is_none)]
 
 
@@ -54,6 +55,8 @@ class GatesForm(Form):
     max_latency_ms: Positive = None
     max_size_mb: Positive = None
     max_peak_memory_mb: Positive = None
+    max_cpu_operators: Count = None
+    min_accelerated: Fraction = None
 
 
 class AdviceForm(Form):
@@ -64,6 +67,10 @@ class AdviceForm(Form):
     latency_ms: Text | None = None
     size_bytes: Text | None = None
     peak_memory_bytes: Text | None = None
+    cpu_operators: Text | None = None
+    accelerated: Text | None = None
+    sram_bytes: Text | None = None
+    storage_bytes: Text | None = None
 
 
 class TargetForm(Form):
@@ -77,6 +84,8 @@ class TargetForm(Form):
     gates: GatesForm = GatesForm()
     advice: AdviceForm = AdviceForm()
     recipe: list[PassName] | Literal["auto"] = Field(default_factory=list)
+    accelerator: NpuKind | None = None
+    emulators: list[Text] = Field(default_factory=list)
 
 
 def names() -> list[str]:
@@ -86,7 +95,7 @@ def names() -> list[str]:
 
 def load(name_or_path: str) -> Target:
     path = find_file("target", name_or_path, DIRECTORY)
-    form = parse(TargetForm, _with_bases(path, seen=()), path)
+    form = parse(TargetForm, read_with_bases("target", path, DIRECTORY), path)
     _check(form, path)
     gates = form.gates
     return Target(
@@ -106,39 +115,19 @@ def load(name_or_path: str) -> Target:
             max_latency_ms=gates.max_latency_ms,
             max_size_bytes=_bytes(gates.max_size_mb),
             max_peak_memory_bytes=_bytes(gates.max_peak_memory_mb),
+            max_cpu_operators=gates.max_cpu_operators,
+            min_accelerated=gates.min_accelerated,
         ),
         advice=form.advice.model_dump(exclude_none=True),
         recipe=("auto",) if form.recipe == "auto" else tuple(form.recipe),
+        accelerator=form.accelerator,
+        emulators=tuple(form.emulators),
     )
 
 
 def _beside(path: Path, device: str) -> str:
     """A device given as a path starts from the target's file, as `extends` does; a name stays a name."""
     return str(path.parent / device) if "/" in device or device.endswith(".toml") else device
-
-
-def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """A file's keys laid over those of the target that it extends; tables are merged key by key."""
-    data = read_toml(path)
-    base = data.pop("extends", None)
-    if base is None:
-        return data
-    where = f"{path}: extends"
-    if not isinstance(base, str):
-        raise ConfigError(f"must be a target's name or file, got {base!r}", where=where)
-    if SLUG.fullmatch(base) is None or base.endswith(".toml"):
-        base = str(path.parent / base)  # beside the file that says so, not beside whoever runs edgeopt
-    base_path = find_file("target", base, DIRECTORY, where)
-    chain = (*seen, path.resolve())
-    if base_path.resolve() in chain:
-        raise ConfigError("a target can't extend itself", where=where)
-    merged = _with_bases(base_path, chain)
-    for key, value in data.items():
-        inherited = merged.get(key)
-        if isinstance(value, dict) and isinstance(inherited, dict):
-            value = {**inherited, **value}
-        merged[key] = value
-    return merged
 
 
 def _check(form: TargetForm, path: Path) -> None:

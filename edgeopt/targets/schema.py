@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from edgeopt.types import EstimatorSpec, Format, Gates, Scheme
+from edgeopt.types import EstimatorSpec, Format, Gates, NpuKind, Scheme
 
 #: Gates and flags in "MB" count mebibytes, so that a limit of 5 shows as 5.00 MiB beside the measured size.
 BYTES_PER_MB = 1 << 20
@@ -25,6 +25,8 @@ class Target:
         scheme: what to quantize to.
         estimator: default range estimator.
         recipe: passes that a model gets before it is quantized, ("auto",) or none.
+        accelerator: what the file is compiled for; the device must have one of that kind. None for CPU kernels.
+        emulators: stand in for `runtimes` where those can't run on this machine.
         gates: default limits; flags and edgeopt.toml override them one by one.
         advice: failed check name -> what to try, e.g. {"speedup": "transformers: try android-int8-dynamic"}.
     """
@@ -40,3 +42,5 @@ class Target:
     gates: Gates
     advice: Mapping[str, str]
     recipe: tuple[str, ...] = ()
+    accelerator: NpuKind | None = None
+    emulators: tuple[str, ...] = ()
