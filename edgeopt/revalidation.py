@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Literal
 
 from edgeopt.bundle import LoadedBundle, open_bundle
 from edgeopt.errors import MissingError, UsageError
+from edgeopt.formats.files import sha256_of, size_of
 from edgeopt.progress import Progress, Silent
 from edgeopt.runtimes import load_runtime
 from edgeopt.runtimes.base import decode
 from edgeopt.types import Artifact, Check, Dim, Finding, Report, Sample, SignatureTensor, TensorSpec
 from edgeopt.validation.golden import Replay, golden_check
 from edgeopt.validation.metrics import load_metric
-from edgeopt.validation.prove import Subject, Terms, prove
+from edgeopt.validation.prove import Subject, Terms, Told, prove
 
 if TYPE_CHECKING:
     from edgeopt.datasets.base import Dataset
@@ -43,7 +44,7 @@ def validate(
         raise MissingError(reason, where=str(bundle))
     progress.step("Running the golden vectors")
     vectors = tuple(loaded.golden())
-    with runtime.open(loaded.model_path, loaded.signature) as session:
+    with runtime.open(loaded.runnable_path, loaded.signature) as session:
         tolerance = loaded.manifest.golden_tolerance
         golden = golden_check(session, ((v.inputs, v.outputs) for v in vectors), tolerance)
     terms = _terms(loaded, _data(loaded, evaluation) if evaluation is not None else None, threads)
@@ -115,26 +116,42 @@ def _subject(loaded: LoadedBundle, on_golden: bool) -> Subject:
         format=loaded.format,
         precision=loaded.precision,
         signature=loaded.signature,
-        size_bytes=loaded.file(manifest.model.file).size_bytes,
-        sha256=loaded.file(manifest.model.file).sha256,
+        size_bytes=size_of(loaded.model_path),
+        sha256=sha256_of(loaded.model_path),
         history=loaded.history,
         tools=loaded.tools,
         unquantized_ops=recorded.unquantized_ops,
+        emulation=loaded.runnable_path if manifest.model.emulation is not None else None,
     )
+    told = _told(recorded)
     if manifest.float_twin is None:
         references = [vector.reference for vector in loaded.golden()] if on_golden else []
-        return Subject(shipped, None, (lambda: Replay(loaded.signature, references)) if references else None)
-    entry = loaded.file(manifest.float_twin.file)
+        return Subject(shipped, None, (lambda: Replay(loaded.signature, references)) if references else None, told)
+    path = loaded.path / manifest.float_twin.file
     twin = replace(
         shipped,
-        path=loaded.path / manifest.float_twin.file,
+        path=path,
         precision="fp32",
         signature=manifest.float_twin.signature,
-        size_bytes=entry.size_bytes,
-        sha256=entry.sha256,
+        size_bytes=size_of(path),
+        sha256=sha256_of(path),
         unquantized_ops=(),
+        emulation=None,
     )
-    return Subject(shipped, twin, None)
+    return Subject(shipped, twin, None, told)
+
+
+def _told(recorded: Report) -> Told | None:
+    """What the accelerator's tools said when the bundle was made: it follows from the file, not from this machine."""
+    if recorded.placement is None:
+        return None
+    gates = {check.name for check in recorded.checks if check.name in ("accelerated", "cpu_operators", "latency_ms")}
+    estimates = tuple(
+        m for m in recorded.measurements if m.provenance == "estimated" and m.name not in gates - {"latency_ms"}
+    )
+    budgets = {m.name for m in estimates} - gates
+    checks = tuple(check for check in recorded.checks if check.name in budgets and check.limit is not None)
+    return Told(recorded.placement, estimates, checks)
 
 
 def _with_record(report: Report, golden: Check, recorded: Report) -> Report:

@@ -114,11 +114,12 @@ class Workbench:
             directory = self._make(f"{format_}-{self._conversions}")
             self._conversions += 1
             model = self._model_for(format_)
+            kind = scheme.npu.kind if scheme.npu is not None else None
             if run is not None:
                 step = self._calibration_step(run)
                 model = replace(model, history=(*model.history, step))
                 float_artifact = replace(float_artifact, history=(*float_artifact.history, step))
-            artifact = load_exporter(format_).export_quantized(model, float_artifact, request, directory)
+            artifact = load_exporter(format_, kind).export_quantized(model, float_artifact, request, directory)
             self._quantized[key] = (artifact, tuple(observed.findings))
         return self._quantized[key]
 

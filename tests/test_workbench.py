@@ -62,7 +62,7 @@ class Exporter:
 @pytest.fixture
 def exporter(monkeypatch: pytest.MonkeyPatch) -> Exporter:
     made = Exporter()
-    monkeypatch.setattr("edgeopt.workbench.load_exporter", lambda _: made)
+    monkeypatch.setattr("edgeopt.workbench.load_exporter", lambda *_: made)
     return made
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeopt.types import Array, Artifact, Model, Report
@@ -38,6 +39,7 @@ class BundleContents:
         model: for its name, labels, preprocessing and where it came from.
         artifact: the file that ships, and its float twin; None leaves the twin out.
         chart: an .svg picture of what the recipe's steps did; None where there were none.
+        device_files: what else the device needs or may use, such as a context binary for one system on chip.
         golden: a handful of samples; each costs its inputs and outputs in bytes.
     """
 
@@ -49,3 +51,4 @@ class BundleContents:
     report: Report
     golden: tuple[GoldenVector, ...]
     chart: bytes | None = None
+    device_files: tuple[Path, ...] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgeopt.bundle.manifest import Manifest, ModelFile
+from edgeopt.bundle.on_device import on_device
 from edgeopt.bundle.sparse_storage import StorageSizes
 from edgeopt.types import (
     ArrayPreprocessing,
@@ -18,9 +19,19 @@ from edgeopt.types import (
 
 TEMPLATES = Path(__file__).parent / "templates"
 
-RUNTIME_TITLE: dict[Format, str] = {"litert": "LiteRT", "onnx": "ONNX Runtime", "executorch": "ExecuTorch"}
+RUNTIME_TITLE: dict[Format, str] = {
+    "litert": "LiteRT",
+    "onnx": "ONNX Runtime",
+    "executorch": "ExecuTorch",
+    "coreml": "Core ML",
+}
 #: The Python package whose version the model was proven with.
-PYTHON_PACKAGE: dict[Format, str] = {"litert": "ai-edge-litert", "onnx": "onnxruntime", "executorch": "executorch"}
+PYTHON_PACKAGE: dict[Format, str] = {
+    "litert": "ai-edge-litert",
+    "onnx": "onnxruntime",
+    "executorch": "executorch",
+    "coreml": "coremltools",
+}
 GRADLE: dict[Format, str] = {
     "litert": "com.google.ai.edge.litert:litert",
     "onnx": "com.microsoft.onnxruntime:onnxruntime-android",
@@ -59,12 +70,13 @@ def render_guide(manifest: Manifest, *, has_chart: bool, sizes: StorageSizes | N
         runtime=RUNTIME_TITLE[manifest.format],
         package=package,
         version=manifest.tools.get(package),
-        gradle=GRADLE[manifest.format],
-        cmake=CMAKE[manifest.format],
+        gradle=GRADLE.get(manifest.format),
+        cmake=CMAKE.get(manifest.format),
         inputs=[_row(tensor) for tensor in manifest.model.signature.inputs],
         outputs=[_row(tensor) for tensor in manifest.model.signature.outputs],
         example=quantized[0] if quantized else None,
         steps=_steps(manifest.preprocessing),
+        on_device=on_device(manifest.format, manifest.target_definition.accelerator),
     )
 
 

@@ -54,11 +54,19 @@ class StoredVector:
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """A model in the bundle: where, and how to call it."""
+    """A model in the bundle: where (a directory for Core ML), and how to call it.
+
+    `emulation` is a file with the same arithmetic that runs on a computer, where `file` only runs on the device.
+    """
 
     file: str
     precision: Precision
     signature: Signature
+    emulation: str | None = None
+
+    @property
+    def runnable(self) -> str:
+        return self.emulation or self.file
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +77,7 @@ class Manifest:
         target: name of `target_definition`, which holds the gates and runtimes that the bundle was judged with.
         golden_tolerance: how far an output may be from its golden vector on other hardware, as a fraction of the
             golden output's range (kernels of one runtime differ by some quantization steps between processors).
+        device_files: files that the device may use besides the model.
         files: every file but manifest.json and report.json, by path relative to the bundle, with "/".
     """
 
@@ -91,12 +100,14 @@ class Manifest:
     tools: Mapping[str, str]
     target_definition: Target
     files: Mapping[str, FileEntry]
+    device_files: tuple[str, ...] = ()
 
     def referenced(self) -> tuple[str, ...]:
-        """Every file that another part of the manifest speaks of."""
+        """Every file or directory that another part of the manifest speaks of."""
         twin = (self.float_twin.file,) if self.float_twin else ()
+        emulation = (self.model.emulation,) if self.model.emulation else ()
         arrays = (array.file for vector in self.golden for array in vector.arrays())
-        files = (self.model.file, *twin, *arrays)
+        files = (self.model.file, *twin, *emulation, *self.device_files, *arrays)
         if isinstance(self.preprocessing, TextPreprocessing):
             return (*files, f"{self.preprocessing.tokenizer}/{TOKENIZER_FILE}")
         return files
@@ -118,7 +129,7 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
         if not _stays_inside(name):
             raise TamperedError(f"the file name {name!r} leads out of the bundle", where=where)
     for name in manifest.referenced():
-        if name not in manifest.files:
+        if name not in manifest.files and not any(file.startswith(f"{name}/") for file in manifest.files):
             raise TamperedError(f"speaks of {name!r}, which `files` does not list", where=where)
     return manifest
 

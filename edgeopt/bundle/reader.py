@@ -73,6 +73,11 @@ class LoadedBundle:
         return self.path / self.manifest.model.file
 
     @property
+    def runnable_path(self) -> Path:
+        """What runs on a computer: the model, or the file that stands in for it."""
+        return self.path / self.manifest.model.runnable
+
+    @property
     def signature(self) -> Signature:
         return self.manifest.model.signature
 

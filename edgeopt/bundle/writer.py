@@ -31,6 +31,7 @@ from edgeopt.bundle.manifest import (
 )
 from edgeopt.bundle.sparse_storage import StorageSizes, compare, is_sparse, pack
 from edgeopt.errors import TamperedError, UsageError
+from edgeopt.formats.files import copy, sha256_of
 from edgeopt.json_data import dumps
 from edgeopt.report_file import to_json
 from edgeopt.types import Array, Artifact, Bundle, DType, Precision, Preprocessing, TextPreprocessing
@@ -91,15 +92,21 @@ def _fill(directory: Path, contents: BundleContents) -> Manifest:
         tools=artifact.tools,
         target_definition=contents.target,
         files={},
+        device_files=tuple(_copy_device_file(path, directory) for path in contents.device_files),
     )
     if model.labels:
         lines = "".join(" ".join(label.split()) + "\n" for label in model.labels)
         (directory / "labels.txt").write_text(lines, encoding="utf-8")
-    sizes = _pack(directory / manifest.model.file) if is_sparse(artifact.history) else None
+    sizes = _pack(directory / manifest.model.file) if _can_be_packed(artifact) else None
     guide = render_guide(manifest, has_chart=contents.chart is not None, sizes=sizes)
     (directory / "README.md").write_text(guide, encoding="utf-8")
     _copy_scripts(("check.py",) if sizes is None else ("check.py", "unpack.py", "unpack.hpp"), directory)
     return replace(manifest, files=_entries(directory))
+
+
+def _can_be_packed(artifact: Artifact) -> bool:
+    """A compiler's output and a directory are no model files whose zeros could be told."""
+    return is_sparse(artifact.history) and artifact.emulation is None and artifact.path.is_file()
 
 
 def _pack(model: Path) -> StorageSizes:
@@ -115,12 +122,20 @@ def _copy_scripts(names: tuple[str, ...], directory: Path) -> None:
 
 
 def _copy_model(artifact: Artifact, directory: Path, name: str) -> ModelFile:
-    copy = directory / name
-    copy.parent.mkdir(exist_ok=True)
-    shutil.copyfile(artifact.path, copy)
-    if _sha256(copy) != artifact.sha256:
+    copy(artifact.path, directory / name)
+    if sha256_of(directory / name) != artifact.sha256:
         raise TamperedError("has changed since it was exported", where=str(artifact.path), fix="export it again")
-    return ModelFile(file=name, precision=artifact.precision, signature=artifact.signature)
+    emulation = None
+    if artifact.emulation is not None:
+        emulation = f"emulation/model{''.join(artifact.emulation.suffixes)}"
+        copy(artifact.emulation, directory / emulation)
+    return ModelFile(file=name, precision=artifact.precision, signature=artifact.signature, emulation=emulation)
+
+
+def _copy_device_file(path: Path, directory: Path) -> str:
+    name = f"compiled/{path.name}"
+    copy(path, directory / name)
+    return name
 
 
 def _copy_twin(artifact: Artifact | None, directory: Path) -> ModelFile | None:
@@ -185,12 +200,7 @@ def _store(array: Array, directory: Path, name: str) -> StoredArray:
 
 def _entries(directory: Path) -> dict[str, FileEntry]:
     return {
-        path.relative_to(directory).as_posix(): FileEntry(_sha256(path), path.stat().st_size)
+        path.relative_to(directory).as_posix(): FileEntry(sha256_of(path), path.stat().st_size)
         for path in sorted(directory.rglob("*"))
         if path.is_file()
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -23,14 +23,14 @@ def doctor(context: typer.Context, json: JsonFlag = False) -> None:
     The exit code is 3 when a part of the core does not work; missing extras are fine.
     """
     with work(context) as progress:
-        from edgeopt.doctor import diagnose
+        from edgeopt.doctor import OPTIONAL, diagnose
 
         diagnosis = diagnose(progress)
     if json:
         print_json({"machine": diagnosis.machine, "parts": diagnosis.parts, "core_works": diagnosis.core_works})
     else:
         _show(diagnosis, stdout())
-    broken = [f"{part.kind} {part.name!r}" for part in diagnosis.parts if part.kind != "extra" and not part.works]
+    broken = [f"{part.kind} {part.name!r}" for part in diagnosis.parts if part.kind not in OPTIONAL and not part.works]
     if broken:
         raise MissingError(f"the core does not work here: {', '.join(broken)}", fix="the output says how to mend each")
 

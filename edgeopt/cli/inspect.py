@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 def inspect(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .tflite, .onnx or .pte file, or a bundle.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A .tflite, .onnx, .pte or .mlpackage file, or a bundle.")
+    ],
     every: Annotated[bool, typer.Option("--all", help="List each operator instead of counting them by type.")] = False,
     json: JsonFlag = False,
 ) -> None:
@@ -34,7 +36,7 @@ def inspect(
 
         bundle: LoadedBundle | None = None
         report: Report | None = None
-        if file.is_dir():
+        if file.is_dir() and file.suffix != ".mlpackage":
             from edgeopt.bundle import open_bundle
 
             bundle = open_bundle(file)

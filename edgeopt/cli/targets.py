@@ -21,6 +21,8 @@ _GATE_UNITS = {
     "max_latency_ms": "ms",
     "max_size_bytes": "bytes",
     "max_peak_memory_bytes": "bytes",
+    "max_cpu_operators": "operators",
+    "min_accelerated": "fraction",
 }
 
 
@@ -73,6 +75,8 @@ def _show(target: Target) -> None:
                 "Inputs, outputs": scheme.io,
                 "Calibration": f"{estimator}; needs sample data" if scheme.needs_calibration else "none needed",
                 "Proven in": ", ".join(target.runtimes),
+                **({"Else in": ", ".join(target.emulators)} if target.emulators else {}),
+                **({"Accelerator": target.accelerator} if target.accelerator else {}),
                 "Device": f"{target.device} ('edgeopt devices {target.device}')",
             }
         )

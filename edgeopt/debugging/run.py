@@ -19,7 +19,7 @@ from edgeopt.debugging.sums import ErrorSums
 from edgeopt.errors import DataError, UsageError
 from edgeopt.formats.probe import Probed, ProbePoint, add_probes
 from edgeopt.progress import Progress, Silent
-from edgeopt.runtimes import load_runtime
+from edgeopt.runtimes import HOST_RUNTIMES, load_runtime
 from edgeopt.runtimes.base import Session
 from edgeopt.types import Array, Sample
 from edgeopt.validation.fidelity import SQNR_CAP_DB, Fidelity
@@ -85,7 +85,11 @@ def _with_twin(path: Path) -> tuple[Side, Side]:
             where=str(path),
             fix="give a second file or bundle, or export it with --float-twin",
         )
-    twin = replace(side, name=f"{path} (float twin)", path=bundle.float_path, signature=bundle.float_signature)
+    # An emulator of an accelerator would cost the float file its exactness.
+    runtime = HOST_RUNTIMES[bundle.format] if side.emulated else side.runtime
+    twin = Side(
+        f"{path} (float twin)", bundle.float_path, runtime, bundle.float_signature, side.preprocessing, side.golden
+    )
     return twin, side
 
 

@@ -75,7 +75,8 @@ def add_probes(source: Path, signature: Signature, destination: Path) -> Probed:
     Raises UsageError when the format is unknown, or the file is corrupt or can't be instrumented.
     """
     format_ = SUFFIXES.get(source.suffix)
-    if format_ is None:
-        raise UsageError("is not a model file", where=str(source), fix=f"give one of {', '.join(SUFFIXES)}")
+    if format_ not in PROBERS:
+        known = ", ".join(suffix for suffix, name in SUFFIXES.items() if name in PROBERS)
+        raise UsageError("is not a model file that can be looked into", where=str(source), fix=f"give one of {known}")
     prober: Prober = import_module(PROBERS[format_])
     return prober.add_probes(source, signature, destination)

@@ -32,7 +32,7 @@ def steps_table(steps: Sequence[StepFigures]) -> Table:
             count(step.macs),
             count(step.parameters),
             quantity(step.size_bytes, "bytes"),
-            quantity(step.latency_ms, "ms"),
+            "-" if step.latency_ms is None else quantity(step.latency_ms, "ms"),
         )
     return table
 

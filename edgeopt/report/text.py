@@ -13,7 +13,7 @@ from rich.text import Text
 
 from edgeopt.report.steps import steps_table
 from edgeopt.report.units import quantity, three_digits, title
-from edgeopt.types import Check, Measurement, Report, UnquantizedOp
+from edgeopt.types import Check, Measurement, OpTiming, Placement, Report, UnquantizedOp
 
 MAX_GROUPS = 6
 MAX_NAMES = 2
@@ -39,7 +39,10 @@ def render(report: Report, console: Console) -> None:
         console.print(Text("What each step did", style="bold"))
         console.print(Padding(steps_table(report.steps), (0, 0, 1, 2)))
     _print_list(console, "Not quantized or not delegated", _unquantized(report.unquantized_ops))
-    _print_list(console, "Slowest operators", _timings(report))
+    if report.placement is not None:
+        _print_list(console, _placed(report.placement), _fallbacks(report.placement))
+        _print_list(console, "Slowest operators there (estimated)", _timings(_estimated(report.placement)))
+    _print_list(console, "Slowest operators", _timings(report.op_timings))
     _print_list(console, "What the recipe tried", _findings(report, of_recipe=True))
     _print_list(console, "Findings", _findings(report, of_recipe=False))
     advice = [f"{title(c.name)}: {c.advice}" for c in report.checks if not c.passed and c.advice]
@@ -68,7 +71,8 @@ def _verdict(report: Report) -> Text:
     passed = report.status == "passed"
     text = Text.assemble(("PASSED", "bold green") if passed else ("FAILED", "bold red"))
     text.append(f"  {report.model} for {report.target}", style="bold")
-    text.append(f" (proven in {report.runtime})")
+    emulates = report.evaluation.get("emulates")
+    text.append(f" (proven in {report.runtime}{f': {emulates}' if emulates else ''})")
     failed = [title(check.name) for check in report.checks if not check.passed]
     if failed:
         text.append(f"; missed: {', '.join(failed)}")
@@ -177,17 +181,42 @@ def _unquantized(ops: Sequence[UnquantizedOp]) -> list[str]:
     for op in ops:
         groups[op.type, op.reason].append(op.name)
     largest = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
-    lines = [
-        f"{len(names)} x {type_}: {reason} ({', '.join(names[:MAX_NAMES])}"
-        + (f" and {len(names) - MAX_NAMES} more)" if len(names) > MAX_NAMES else ")")
-        for (type_, reason), names in largest
-    ]
+    lines = [f"{len(names)} x {type_}: {reason} ({_named(names)})" for (type_, reason), names in largest]
     return _capped(lines, MAX_GROUPS, "kinds, all in report.json")
 
 
-def _timings(report: Report) -> list[str]:
-    total = sum(timing.ms for timing in report.op_timings)
-    slowest = sorted(report.op_timings, key=lambda timing: -timing.ms)[:MAX_TIMINGS]
+def _placed(placement: Placement) -> str:
+    """Heading of the list of operators on the CPU; it is shown without any, too."""
+    total, left = len(placement.ops), len(placement.on_cpu)
+    who = f"{'predicted by' if placement.predicted else 'says'} {placement.told_by}"
+    return f"On {placement.accelerator}: {total - left} of {total} operators ({who})"
+
+
+def _fallbacks(placement: Placement) -> list[str]:
+    """Operators on the CPU grouped by type and reason, the largest groups first, with what would help."""
+    groups: dict[tuple[str, str, str | None], list[str]] = defaultdict(list)
+    for op in placement.on_cpu:
+        groups[op.type, op.reason or "no reason told", op.fix].append(op.layer or op.name)
+    largest = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0][:2]))
+    lines = [
+        f"{len(names)} x {type_} on the CPU: {reason} ({_named(names)})" + (f"; {fix}" if fix else "")
+        for (type_, reason, fix), names in largest
+    ]
+    return _capped(lines, MAX_GROUPS, "kinds, all in report.json") or ["none on the CPU"]
+
+
+def _named(names: Sequence[str]) -> str:
+    more = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _estimated(placement: Placement) -> tuple[OpTiming, ...]:
+    return tuple(OpTiming(op.layer or op.name, op.type, op.ms) for op in placement.ops if op.ms is not None)
+
+
+def _timings(timings: Sequence[OpTiming]) -> list[str]:
+    total = sum(timing.ms for timing in timings)
+    slowest = sorted(timings, key=lambda timing: -timing.ms)[:MAX_TIMINGS]
     return [f"{three_digits(t.ms)} ms ({t.ms / total:.0%})  {t.type}  {t.name}" for t in slowest if total > 0]
 
 

@@ -14,6 +14,13 @@ TITLES = {
     "latency_ms": "latency",
     "size_bytes": "size",
     "peak_memory_bytes": "peak memory",
+    "cpu_operators": "operators on the CPU",
+    "accelerated": "operators on the accelerator",
+    "sram_bytes": "SRAM",
+    "storage_bytes": "storage for weights",
+    "onchip_bytes": "parameters on the chip",
+    "offchip_bytes": "parameters off the chip",
+    "macs": "MACs",
     "top1": "top-1",
     "top5": "top-5",
 }

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from edgeopt.errors import UsageError
 from edgeopt.plan import Job, load, metric_of, open_data, plan_jobs, with_example, with_preprocessing
 from edgeopt.progress import Progress
-from edgeopt.runtimes import load_runtime
+from edgeopt.runtimes import HOST_RUNTIMES, load_runtime
 from edgeopt.tuning.layers import find_layers
 from edgeopt.tuning.samples import Recording, tuning_samples
 from edgeopt.tuning.sensitivity import Sensitivity, analyse
@@ -76,7 +76,9 @@ def terms_of(
     twin = workbench.float_artifact(job.target.format)
     runtime = job.target.runtimes[0]
     recording = Path(mkdtemp(prefix="recording-", dir=directory))
-    with load_runtime(runtime).open(twin.path, twin.signature, threads) as session:
+    # An emulator of an accelerator would cost the float file its exactness.
+    host = runtime if load_runtime(runtime).emulates is None else HOST_RUNTIMES[twin.format]
+    with load_runtime(host).open(twin.path, twin.signature, threads) as session:
         tracked = progress.track(samples, "Running the float file", len(samples))
         recorded = Recording(tracked, session, recording)
     return Terms(job.target.format, job.scheme, runtime, recorded, metric, threads, state)

@@ -52,7 +52,8 @@ def search(
 
 def _precisions(trials: Trials) -> tuple[str, ...]:
     """The scheme's own first, float last; 16-bit activations where the exporter can make them."""
-    exporter = load_exporter(trials.terms.format)
+    npu = trials.terms.scheme.npu
+    exporter = load_exporter(trials.terms.format, npu.kind if npu is not None else None)
     can_int16 = exporter.unsupported(trials.terms.scheme, LayerRules(int16_activations=("*",))) is None
     return (OWN, INT16, FLOAT) if can_int16 else (OWN, FLOAT)
 

@@ -102,7 +102,7 @@ class _Latency:
         sample = Sample(context.original.example_inputs, None, "example input")
         files = (before, artifact)
         runtime = context.job.target.runtimes[0]
-        timed = time_together(files, runtime, sample, context.threads, _TIMING_S)
+        timed = time_together(files, runtime, sample, context.threads, _TIMING_S, context.job.scheme.npu)
         if self._first is None:
             self._first = artifact, timed[0].ms
             return timed[0].ms

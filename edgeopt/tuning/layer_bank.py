@@ -15,8 +15,21 @@ import numpy as np
 
 from edgeopt.progress import Silent
 from edgeopt.runtimes import load_runtime
+from edgeopt.tuning.estimates import estimate, is_emulated, known_ms
 from edgeopt.tuning.layers import path_of
-from edgeopt.types import Array, EstimatorSpec, Format, LayerRules, Model, OpTiming, Sample, Scheme, TensorSpec
+from edgeopt.types import (
+    Array,
+    Artifact,
+    EstimatorSpec,
+    Format,
+    LayerRules,
+    Model,
+    Npu,
+    OpTiming,
+    Sample,
+    Scheme,
+    TensorSpec,
+)
 from edgeopt.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -70,6 +83,9 @@ def time_layers(shapes: Sequence[LayerShape], bench: Bench) -> list[float]:
             artifact = workbench.float_artifact(bench.format)
         else:
             artifact, _ = workbench.quantized_artifact(bench.format, bench.scheme, EstimatorSpec())
+        npu = bench.scheme.npu
+        if npu is not None and is_emulated((artifact,), bench.runtime):
+            return _estimated(artifact, npu, shapes)
         with load_runtime(bench.runtime).open(artifact.path, artifact.signature, bench.threads) as session:
             timings = session.profile(data[0].inputs, PROFILED_RUNS)
             if timings:
@@ -77,6 +93,15 @@ def time_layers(shapes: Sequence[LayerShape], bench: Bench) -> list[float]:
             if len(shapes) == 1:
                 return [_whole(session, data[0].inputs)]
     return [time_layers([shape], bench)[0] for shape in shapes]
+
+
+def _estimated(artifact: Artifact, npu: Npu, shapes: Sequence[LayerShape]) -> list[float]:
+    """As the accelerator's compiler tells; the whole shared out by multiply-accumulates where it tells no more."""
+    told = estimate(artifact, npu)
+    if told.operators:
+        return attributed(told.operators, shapes, artifact.format)
+    total_macs = sum(shape.macs / shape.calls for shape in shapes)
+    return [known_ms(artifact, npu) * shape.macs / shape.calls / max(total_macs, 1) for shape in shapes]
 
 
 def _whole(session: Session, inputs: Mapping[str, Array]) -> float:

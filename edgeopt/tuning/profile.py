@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from edgeopt.formats.onnx import load
 from edgeopt.runtimes import load_runtime
+from edgeopt.tuning.estimates import is_emulated
 from edgeopt.tuning.layers import Layer, path_of
 from edgeopt.types import Artifact, OpTiming, Sample
 
@@ -20,10 +21,13 @@ _FUSED = 6
 def layer_times(
     artifact: Artifact, runtime: str, sample: Sample, layers: Sequence[Layer], threads: int
 ) -> dict[str, float]:
-    """Milliseconds by layer path; layers that the profile does not name are absent.
+    """Milliseconds by layer path; layers that the profile does not name are absent, all of them where the runtime is
+    an emulator.
 
     Where the format keeps no layer names (.pte) the total is shared out by multiply-accumulates: an estimate.
     """
+    if is_emulated((artifact,), runtime):
+        return {}
     with load_runtime(runtime).open(artifact.path, artifact.signature, threads) as session:
         timings = session.profile(sample.inputs, _PROFILED_RUNS)
     if artifact.format == "executorch":

@@ -11,6 +11,7 @@ from edgeopt.compression.cost import layer_shapes, macs_of, parameters_of
 from edgeopt.compression.pruning.planned_cost import planned_macs, planned_parameters
 from edgeopt.compression.pruning.selection import channels_left
 from edgeopt.runtimes import load_runtime
+from edgeopt.tuning.estimates import estimate, is_emulated
 from edgeopt.tuning.latency_table import LatencyTable, measure_table
 from edgeopt.tuning.layer_bank import PROFILED_RUNS, Bench
 from edgeopt.tuning.timing import Timed, time_together
@@ -173,12 +174,15 @@ class LatencyCost(Cost):
         return f"{value:.3g} ms"
 
     def _time(self, files: list[Artifact]) -> tuple[Timed, ...]:
-        return time_together(files, self._runtime, self._sample, self._context.threads, TIMING_S)
+        npu = self._context.job.scheme.npu
+        return time_together(files, self._runtime, self._sample, self._context.threads, TIMING_S, npu)
 
     def _operators_ms(self) -> float:
         """All operators of the file of before by the runtime's profiler, as the table's layers are timed: on a busy
         machine they take less than the whole, which is interrupted more often."""
-        reference = self._reference
+        reference, npu = self._reference, self._context.job.scheme.npu
+        if npu is not None and is_emulated((reference,), self._runtime):
+            return sum(timing.ms for timing in estimate(reference, npu).operators)
         runtime = load_runtime(self._runtime)
         with runtime.open(reference.path, reference.signature, self._context.threads) as session:
             return sum(timing.ms for timing in session.profile(self._sample.inputs, PROFILED_RUNS))

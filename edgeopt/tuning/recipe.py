@@ -13,6 +13,7 @@ from edgeopt.progress import Progress
 from edgeopt.tuning.assignment import search
 from edgeopt.tuning.budget import Budget
 from edgeopt.tuning.effort import effort_for
+from edgeopt.tuning.estimates import is_emulated
 from edgeopt.tuning.frontier import Frontier, Point
 from edgeopt.tuning.layers import find_layers
 from edgeopt.tuning.sensitivity import Sensitivity, analyse
@@ -219,6 +220,13 @@ class _Tuner:
         )
         if self._is_done:
             return tuned
+        terms = self.best.trials.terms
+        if terms.scheme.npu is not None and is_emulated((self._baseline,), terms.runtime):
+            # What a float layer costs, which falls off the accelerator, can't be measured here.
+            note = (
+                "for an accelerator, name the layers: 'edgeopt sensitivity' ranks them, --int16-activations takes them"
+            )
+            return replace(tuned, steps=(*tuned.steps, Step("mixed precision", "not applicable", note=note)))
         ground = self._ground()
         trials = ground.trials
         try:
@@ -316,6 +324,8 @@ class _Tuner:
         terms = state.trials.terms
         candidate = state.trials.plain()
         files = [self._baseline, candidate]
+        if terms.scheme.npu is not None and is_emulated(files, terms.runtime):  # a pass changes weights, which are no reason to be slower there
+            return None if self._budget.fits(candidate.size_bytes) else "makes the file larger than the budget allows"
         ratio = time_together(files, terms.runtime, terms.recording.first(), terms.threads)[1].ratio
         limit = self._budget.max_latency_ratio
         allowed = _SAME_SPEED

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from edgeopt.compression.cost import macs_of, parameters_of
 from edgeopt.errors import ConversionError
-from edgeopt.runtimes import load_runtime
+from edgeopt.runtimes import HOST_RUNTIMES, load_runtime
+from edgeopt.tuning.estimates import estimate, is_emulated
 from edgeopt.tuning.timing import time_together
-from edgeopt.types import Artifact, Model, Sample, StepFigures
+from edgeopt.types import Artifact, Model, Npu, Sample, StepFigures
 from edgeopt.validation.fidelity import Fidelity
 
 if TYPE_CHECKING:
@@ -41,18 +42,20 @@ def figures(
     metric: Callable[[], Metric] | None,
     threads: int,
     progress: Progress,
+    npu: Npu | None = None,
 ) -> tuple[StepFigures, ...]:
     """Measure all stages under the same conditions: on the same samples, and timed in turns.
 
     Args:
         twin: float file of the model as it was loaded.
         samples: the first of them are taken; see `edgeopt.datasets.select` for a fair choice.
+        npu: the accelerator that the files are for, whose latency is estimated.
     """
     first = samples[0]
     made = tuple(stage.artifact for stage in stages)
     accuracies = _accuracies(made, twin, runtime, samples, metric, progress)
     progress.step("Timing the steps")
-    timed = time_together((twin, *made), runtime, first, threads)[1:]
+    times = _times(made, twin, runtime, first, threads, npu)
     return tuple(
         StepFigures(
             step=stage.step,
@@ -63,11 +66,21 @@ def figures(
             macs=_macs(stage.model),
             parameters=None if stage.model.module is None else parameters_of(stage.model),
             size_bytes=stage.artifact.size_bytes,
-            latency_ms=time.ms,
-            spread_ms=time.spread,
+            latency_ms=latency_ms,
+            spread_ms=spread_ms,
         )
-        for stage, accuracy, time in zip(stages, accuracies, timed, strict=True)
+        for stage, accuracy, (latency_ms, spread_ms) in zip(stages, accuracies, times, strict=True)
     )
+
+
+def _times(
+    files: tuple[Artifact, ...], twin: Artifact, runtime: str, sample: Sample, threads: int, npu: Npu | None
+) -> list[tuple[float | None, tuple[float, float] | None]]:
+    """Latency and its spread; of an accelerator's files what its compiler estimates, if it does."""
+    if npu is not None and is_emulated(files, runtime):
+        return [(estimate(artifact, npu).ms, None) for artifact in files]
+    timed = time_together((twin, *files), runtime, sample, threads)[1:]
+    return [(time.ms, time.spread) for time in timed]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +123,11 @@ def _accuracies(
 ) -> list[_Accuracy]:
     results = []
     opener = load_runtime(runtime)
+    host = opener if not is_emulated(files, runtime) else load_runtime(HOST_RUNTIMES[twin.format])
     for number, artifact in enumerate(files, 1):
         with ExitStack() as stack:
-            expected = stack.enter_context(opener.open(twin.path, twin.signature))
-            session = stack.enter_context(opener.open(artifact.path, artifact.signature))
+            expected = stack.enter_context(host.open(twin.path, twin.signature))
+            session = stack.enter_context(opener.open(artifact.runnable, artifact.signature))
             running = _Running(session, metric() if metric is not None else None)
             for sample in progress.track(samples, f"Scoring step {number} of {len(files)}", len(samples)):
                 running.update(sample, expected)

@@ -185,7 +185,8 @@ class CostOf:
         try:
             files = (self._file(self._bench), self._file(bench))
             sample = next(context.inputs.samples())
-            timed = time_together(files, context.job.target.runtimes[0], sample, context.threads)[1]
+            job = context.job
+            timed = time_together(files, job.target.runtimes[0], sample, context.threads, npu=job.scheme.npu)[1]
         finally:
             bench.clear()
         return timed.ratio if self._goal.is_share else timed.ms

@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from edgeopt.runtimes import RUNTIMES
-from edgeopt.types import Artifact, Sample
+from edgeopt.tuning.estimates import is_emulated, known_ms
+from edgeopt.types import Artifact, Npu, Sample
 from edgeopt.validation.benchmark import run_worker
 from edgeopt.validation.worker import FileRequest, Request
 
@@ -35,12 +36,24 @@ class Timed:
 
 
 def time_together(
-    files: Sequence[Artifact], runtime: str, sample: Sample, threads: int, budget_s: float = BUDGET_S
+    files: Sequence[Artifact],
+    runtime: str,
+    sample: Sample,
+    threads: int,
+    budget_s: float = BUDGET_S,
+    npu: Npu | None = None,
 ) -> tuple[Timed, ...]:
     """Time files in turns, round by round, so that a busy machine slows all of them alike.
 
-    Raises MissingError when the runtime is not on this machine, ConversionError when it refuses a file.
+    Files for an accelerator (`npu`) that the runtime emulates have the estimates of its compiler instead, without
+    spread.
+
+    Raises MissingError when the runtime is not on this machine, ConversionError when it refuses a file, UsageError
+    when nobody can tell how long an accelerator takes.
     """
+    if npu is not None and is_emulated(files, runtime):
+        times = [known_ms(artifact, npu) for artifact in files]
+        return tuple(Timed(ms, ms / times[0], (ms, ms)) for ms in times)
     with TemporaryDirectory(prefix="edgeopt-timing-") as folder:
         requests: list[FileRequest] = []
         for artifact in files:

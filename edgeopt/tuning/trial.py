@@ -152,7 +152,7 @@ class Trials:
             self.made += 1
             artifact = self.artifact(rules)
             runtime = load_runtime(self.terms.runtime)
-            with runtime.open(artifact.path, artifact.signature, self.terms.threads) as session:
+            with runtime.open(artifact.runnable, artifact.signature, self.terms.threads) as session:
                 pairs = islice(self.terms.recording, count)
                 self._scores[name] = score(session, pairs, self.terms.metric, artifact.size_bytes)
             if self._journal is not None:

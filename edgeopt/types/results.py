@@ -92,7 +92,8 @@ class StepFigures:
         macs: multiply-accumulate operations of one inference on the example input; None where torch can't count them.
         parameters: of the torch module; None where there is none.
         size_bytes: of the file.
-        latency_ms, spread_ms: median and quartiles of one inference, all steps' files timed in turns.
+        latency_ms, spread_ms: median and quartiles of one inference, all steps' files timed in turns; for an
+            accelerator the estimate of its compiler, without spread, and None where there is none.
     """
 
     step: str
@@ -103,8 +104,8 @@ class StepFigures:
     macs: int | None
     parameters: int | None
     size_bytes: int
-    latency_ms: float
-    spread_ms: tuple[float, float]
+    latency_ms: float | None
+    spread_ms: tuple[float, float] | None
 
 
 @dataclass(frozen=True, slots=True)

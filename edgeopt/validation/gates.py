@@ -34,6 +34,8 @@ _GATES = (
     _Gate("max_latency_ms", "latency_ms", "<=", "ms", "it was not timed"),
     _Gate("max_size_bytes", "size_bytes", "<=", "bytes", "it was not measured"),
     _Gate("max_peak_memory_bytes", "peak_memory_bytes", "<=", "bytes", "this system does not tell"),
+    _Gate("max_cpu_operators", "cpu_operators", "<=", "operators", "the target has no accelerator"),
+    _Gate("min_accelerated", "accelerated", ">=", "fraction", "the target has no accelerator"),
 )
 
 

@@ -9,9 +9,21 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from edgeopt.runtimes import load_runtime
+from edgeopt.runtimes import HOST_RUNTIMES, load_runtime
 from edgeopt.runtimes.base import Session
-from edgeopt.types import Array, Artifact, Check, Finding, Gates, Measurement, OpTiming, Report, Sample
+from edgeopt.types import (
+    Array,
+    Artifact,
+    Check,
+    Finding,
+    Gates,
+    Measurement,
+    OpTiming,
+    Placement,
+    Provenance,
+    Report,
+    Sample,
+)
 from edgeopt.validation.benchmark import benchmark, subject_of
 from edgeopt.validation.evaluate import Evaluation, evaluate
 from edgeopt.validation.gates import judge, without_limit
@@ -31,6 +43,7 @@ class Subject:
 
     Attributes:
         artifact: the file that ships.
+        told: what its accelerator's tools say of it; None where it runs on the CPU.
         float_twin: the fp32 file of the same format; None when `artifact` is that file itself or the twin is gone.
         source: opens what the files were made from (or what is on record of it); None when that can't be run.
     """
@@ -38,6 +51,16 @@ class Subject:
     artifact: Artifact
     float_twin: Artifact | None
     source: Callable[[], Session] | None
+    told: Told | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What an accelerator's compiler or a model of it says: where operators run, estimates, budgets kept or not."""
+
+    placement: Placement
+    measurements: tuple[Measurement, ...]
+    checks: tuple[Check, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +68,8 @@ class Terms:
     """How to judge: data, metric, limits.
 
     Attributes:
-        runtimes: the first decides everything; in the others the file is evaluated again.
+        runtimes: the first decides everything; in the others the file is evaluated again. Where it emulates another
+            machine, nothing is timed.
         samples: a fresh iterator at each call; `count` of them; `origin` says in words what they are.
         metric: None without labels.
         required_gates: fields of `Gates` that the user set and that must not be skipped.
@@ -79,15 +103,14 @@ class _Observed:
 def prove(subject: Subject, terms: Terms, findings: tuple[Finding, ...], progress: Progress) -> Report:
     """Evaluate, time and judge one artifact. A missed gate is in the report; only what can't be run raises."""
     observed = _observe(subject, terms, progress)
-    progress.step("Timing quantized against float" if subject.float_twin else "Timing")
-    measurements = benchmark(
-        subject.artifact, subject.float_twin, terms.runtimes[0], observed.first_inputs, terms.threads
-    )
+    told = subject.told
+    measurements = _measured(subject, observed, terms, progress)
     checks = (
         *judge(terms.gates, observed.evaluation, measurements, terms.advice, terms.required_gates, observed.timings),
         *without_limit(terms.gates, observed.evaluation, measurements),
         *_source_check(observed.source_sqnr_db),
         *_checks_elsewhere(terms.gates, observed.elsewhere),
+        *(told.checks if told else ()),
     )
     return Report(
         status="passed" if all(check.passed for check in checks) else "failed",
@@ -99,7 +122,40 @@ def prove(subject: Subject, terms: Terms, findings: tuple[Finding, ...], progres
         unquantized_ops=subject.artifact.unquantized_ops,
         op_timings=observed.timings,
         findings=findings,
-        evaluation=_provenance(observed.evaluation, terms),
+        evaluation=_provenance(subject, observed.evaluation, terms),
+        placement=told.placement if told else None,
+    )
+
+
+def emulated_by(artifact: Artifact, runtime: str) -> str | None:
+    """What stands in for the device when this runtime runs the file; None where it runs as it would there."""
+    phrase = load_runtime(runtime).emulates
+    if phrase is None and artifact.emulation is not None:
+        return f"not executed on its accelerator: the same program in {runtime}"
+    return phrase
+
+
+def _measured(subject: Subject, observed: _Observed, terms: Terms, progress: Progress) -> tuple[Measurement, ...]:
+    """Times and memory of this machine, or what the accelerator's tools estimate; never those of an emulator."""
+    artifact, twin, told = subject.artifact, subject.float_twin, subject.told
+    estimates = (*told.measurements, *_placed(told.placement)) if told else ()
+    if emulated_by(artifact, terms.runtimes[0]) is None:
+        progress.step("Timing quantized against float" if twin else "Timing")
+        return (*benchmark(artifact, twin, terms.runtimes[0], observed.first_inputs, terms.threads), *estimates)
+    own = subject_of(artifact, twin)
+    sizes = [(own, artifact), *((("float", twin),) if twin else ())]
+    exact: Provenance = "measured-host"
+    return (
+        *(Measurement("size_bytes", of, float(x.size_bytes), "bytes", exact, terms.runtimes[0]) for of, x in sizes),
+        *estimates,
+    )
+
+
+def _placed(placement: Placement) -> tuple[Measurement, ...]:
+    told: Provenance = "estimated" if placement.predicted else "measured-host"
+    return (
+        Measurement("accelerated", "quantized", placement.accelerated, "fraction", told, placement.told_by),
+        Measurement("cpu_operators", "quantized", len(placement.on_cpu), "operators", told, placement.told_by),
     )
 
 
@@ -107,12 +163,15 @@ def _observe(subject: Subject, terms: Terms, progress: Progress) -> _Observed:
     first_inputs = next(terms.samples()).inputs
     with ExitStack() as stack:
 
-        def opened(artifact: Artifact, runtime: str = terms.runtimes[0]) -> Session:
-            session = load_runtime(runtime).open(artifact.path, artifact.signature, terms.threads)
+        def opened(artifact: Artifact, runtime: str) -> Session:
+            session = load_runtime(runtime).open(artifact.runnable, artifact.signature, terms.threads)
             return stack.enter_context(session)
 
-        candidate = opened(subject.artifact)
-        twin = opened(subject.float_twin) if subject.float_twin else None
+        first = terms.runtimes[0]
+        emulated = emulated_by(subject.artifact, first) is not None
+        candidate = opened(subject.artifact, first)
+        host = HOST_RUNTIMES[subject.artifact.format] if emulated else first
+        twin = opened(subject.float_twin, host) if subject.float_twin else None
         source = stack.enter_context(subject.source()) if subject.source else None
         source_sqnr_db = None
         if twin and source:
@@ -126,8 +185,11 @@ def _observe(subject: Subject, terms: Terms, progress: Progress) -> _Observed:
             for runtime in terms.runtimes[1:]:
                 samples = progress.track(terms.samples(), f"Evaluating in {runtime}", terms.count)
                 elsewhere[runtime] = evaluate(reference, opened(subject.artifact, runtime), samples, terms.metric)
-        progress.step("Profiling")
-        return _Observed(evaluation, elsewhere, source_sqnr_db, candidate.profile(first_inputs), first_inputs)
+        timings: tuple[OpTiming, ...] = ()
+        if not emulated:
+            progress.step("Profiling")
+            timings = candidate.profile(first_inputs)
+        return _Observed(evaluation, elsewhere, source_sqnr_db, timings, first_inputs)
 
 
 def _source_check(sqnr_db: float | None) -> tuple[Check, ...]:
@@ -156,9 +218,11 @@ def _quality(subject: Subject, observed: _Observed, terms: Terms) -> tuple[Measu
         return ()
     own = subject_of(subject.artifact, subject.float_twin)
     reference = "float" if subject.float_twin else "source"
+    obtained: Provenance = "emulated" if emulated_by(subject.artifact, terms.runtimes[0]) else "measured-host"
 
     def measurement(name: str, of: str, value: float, unit: str) -> Measurement:
-        return Measurement(name, of, value, unit, "measured-host", terms.runtimes[0], repetitions=evaluation.samples)
+        how: Provenance = obtained if of == own else "measured-host"
+        return Measurement(name, of, value, unit, how, terms.runtimes[0], repetitions=evaluation.samples)
 
     found = []
     if evaluation.metric is not None:
@@ -175,11 +239,14 @@ def _quality(subject: Subject, observed: _Observed, terms: Terms) -> tuple[Measu
     return tuple(found)
 
 
-def _provenance(evaluation: Evaluation | None, terms: Terms) -> dict[str, str | int | float | bool | None]:
+def _provenance(
+    subject: Subject, evaluation: Evaluation | None, terms: Terms
+) -> dict[str, str | int | float | bool | None]:
     return {
         "samples": evaluation.samples if evaluation else 0,
         "origin": terms.origin,
         "metric": evaluation.metric if evaluation else None,
         "threads": terms.threads,
         "machine": platform.machine(),
+        "emulates": emulated_by(subject.artifact, terms.runtimes[0]),
     }

@@ -56,7 +56,7 @@ def test_a_missing_core_package_comes_with_the_version_that_we_need(machine: Cal
 def test_every_extra_of_the_package_is_known_to_the_doctor() -> None:
     from importlib.metadata import metadata
 
-    assert set(metadata("edgeopt").get_all("Provides-Extra") or ()) - {"dev"} == set(doctor._EXTRAS)
+    assert set(metadata("edgeopt").get_all("Provides-Extra") or ()) - {"accelerators", "dev"} == set(doctor._EXTRAS)
 
 
 @pytest.mark.parametrize(

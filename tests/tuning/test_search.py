@@ -123,7 +123,7 @@ def _install(made: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sensitivity, "int8_bytes", lambda *_: dict.fromkeys(made.names, 1000))
     monkeypatch.setattr(bench, "time_together", made.together)
     monkeypatch.setattr(
-        assignment, "load_exporter", lambda _: SimpleNamespace(unsupported=lambda *_: "no 16-bit kernels")
+        assignment, "load_exporter", lambda *_: SimpleNamespace(unsupported=lambda *_: "no 16-bit kernels")
     )
 
 

@@ -63,7 +63,39 @@ def open_executorch(path: Path, outputs: list[str]) -> Run:
     return run
 
 
-OPENERS = {"litert": open_litert, "onnx": open_onnx, "executorch": open_executorch}
+def open_coreml(path: Path, outputs: list[str]) -> Run:
+    if sys.platform != "darwin":
+        raise ImportError("Core ML runs on macOS only")
+    from coremltools.models import MLModel
+
+    model = MLModel(str(path))
+
+    def run(feed: Arrays) -> Arrays:
+        results = model.predict(feed)
+        return {name: np.asarray(results[name]) for name in outputs}
+
+    return run
+
+
+def open_tosa(path: Path, outputs: list[str]) -> Run:
+    import tosa_reference_model
+
+    program = path.read_bytes()
+
+    def run(feed: Arrays) -> Arrays:
+        results, _ = tosa_reference_model.run(program, list(feed.values()))
+        return dict(zip(outputs, results, strict=True))
+
+    return run
+
+
+OPENERS = {
+    ".tflite": open_litert,
+    ".onnx": open_onnx,
+    ".pte": open_executorch,
+    ".mlpackage": open_coreml,
+    ".tosa": open_tosa,
+}
 
 
 def load(stored: Json) -> Array:
@@ -104,7 +136,8 @@ def main() -> int:
     inputs = {tensor["name"]: tensor["native_name"] for tensor in signature["inputs"]}
     outputs = {tensor["name"]: tensor["native_name"] for tensor in signature["outputs"]}
     try:
-        run = OPENERS[manifest["format"]](HERE / manifest["model"]["file"], list(outputs.values()))
+        model = HERE / (manifest["model"]["emulation"] or manifest["model"]["file"])
+        run = OPENERS[model.suffix](model, list(outputs.values()))
     except ImportError as error:
         print(f"the runtime is not installed: {error}")
         return 2
