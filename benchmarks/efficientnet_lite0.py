@@ -16,12 +16,12 @@ from imagenet_halves import split
 from vendor_routes import build
 
 from edgeopt.bundle import open_bundle
-from edgeopt.comparison import RUNTIME_OF, in_terms_of
+from edgeopt.comparison import in_terms_of
 from edgeopt.config import config_of
 from edgeopt.formats import summarize
 from edgeopt.pipeline import export
 from edgeopt.plan import load, open_data, plan_jobs, with_example
-from edgeopt.runtimes import load_runtime
+from edgeopt.runtimes import HOST_RUNTIMES, load_runtime
 from edgeopt.runtimes.pytorch import open_source
 from edgeopt.types import Array, Bundle, Sample
 from edgeopt.validation.benchmark import TimedFile, benchmark_pair
@@ -81,7 +81,7 @@ def _rows(
     """One row for our file and one for the rival's, timed in turns in one process."""
     ours = bundle.path / f"model{rival.suffix}"
     summary = summarize(rival)
-    runtime = RUNTIME_OF[summary.format]
+    runtime = HOST_RUNTIMES[summary.format]
     own_signature = open_bundle(bundle.path).signature
     signature = in_terms_of(own_signature, summary.signature, str(rival))
     inputs = samples[0].inputs

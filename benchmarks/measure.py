@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeopt.bundle import open_bundle
-from edgeopt.comparison import RUNTIME_OF, in_terms_of
+from edgeopt.comparison import in_terms_of
 from edgeopt.formats import summarize
-from edgeopt.runtimes import load_runtime
+from edgeopt.runtimes import HOST_RUNTIMES, load_runtime
 from edgeopt.types import Bundle, Sample
 from edgeopt.validation.benchmark import TimedFile, benchmark_pair
 from edgeopt.validation.evaluate import evaluate
@@ -38,7 +38,7 @@ def measure(path: Path, bundle: Bundle, samples: Sequence[Sample], metric: str =
     assert opened.float_path is not None
     assert twin_terms is not None
     summary = summarize(path)
-    runtime = RUNTIME_OF[summary.format]
+    runtime = HOST_RUNTIMES[summary.format]
     terms = (
         opened.signature if path == opened.model_path else in_terms_of(opened.signature, summary.signature, str(path))
     )

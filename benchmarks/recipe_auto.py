@@ -17,12 +17,12 @@ from imagenet_halves import split
 from vendor_routes import build
 
 from edgeopt.bundle import open_bundle
-from edgeopt.comparison import RUNTIME_OF, in_terms_of
+from edgeopt.comparison import in_terms_of
 from edgeopt.config import RunConfig, config_of
 from edgeopt.formats import summarize
 from edgeopt.pipeline import export
 from edgeopt.plan import load, open_data, plan_jobs, with_example
-from edgeopt.runtimes import load_runtime
+from edgeopt.runtimes import HOST_RUNTIMES, load_runtime
 from edgeopt.runtimes.pytorch import open_source
 from edgeopt.types import Array, Bundle, Sample, Signature
 from edgeopt.validation.benchmark import TimedFile, benchmark_pair
@@ -83,7 +83,7 @@ def _file(bundle: Bundle) -> Path:
 def _row(name: str, path: Path, plain: Bundle, samples: list[Sample], expected: list[dict[str, Array]]) -> str:
     base = open_bundle(plain.path)
     summary = summarize(path)
-    runtime = RUNTIME_OF[summary.format]
+    runtime = HOST_RUNTIMES[summary.format]
     terms: Signature = in_terms_of(base.signature, summary.signature, str(path))
     with load_runtime(runtime).open(path, terms, 1) as session:
         quality = evaluate(Replay(terms, expected), session, samples, load_metric("top1"))

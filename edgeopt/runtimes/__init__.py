@@ -5,7 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from importlib import import_module
 
-from edgeopt.errors import ConfigError
+from edgeopt.errors import ConfigError, MissingError
 from edgeopt.runtimes.base import Runtime
 from edgeopt.types import Format
 
@@ -28,6 +28,22 @@ HOST_RUNTIMES: dict[Format, str] = {
     "executorch": "executorch",
     "coreml": "coreml-reference",
 }
+
+
+def runtimes_here(wanted: tuple[str, ...], emulators: tuple[str, ...]) -> tuple[str, ...]:
+    """The wanted runtimes where all of them work on this machine, else those that stand in for them.
+
+    Raises ConfigError on an unknown name, MissingError where neither can be used.
+    """
+    missing = [reason for name in wanted if (reason := load_runtime(name).unavailable()) is not None]
+    if not missing:
+        return wanted
+    if not emulators:
+        raise MissingError(missing[0])
+    for name in emulators:
+        if (reason := load_runtime(name).unavailable()) is not None:
+            raise MissingError(f"{missing[0]}; {reason}")
+    return emulators
 
 
 def load_runtime(name: str) -> Runtime:
