@@ -11,9 +11,10 @@ import pytest
 from edgeopt.compression.steps import Prune, Qat
 from edgeopt.config import config_of
 from edgeopt.errors import ConfigError, MissingError, UsageError
-from edgeopt.plan import Data, load, metric_of, open_data, plan_jobs, with_example, with_preprocessing
+from edgeopt.plan import Data, Job, load, metric_of, open_data, plan_jobs, with_example, with_preprocessing
 from edgeopt.runtimes.onnxruntime import OnnxRuntime
-from edgeopt.types import ImagePreprocessing, Model, TensorSpec
+from edgeopt.runtimes.openvino import OpenVinoRuntime
+from edgeopt.types import ImagePreprocessing, Model, OpenVino, TensorSpec
 
 
 def _model(**changes: object) -> Model:
@@ -207,3 +208,61 @@ def test_a_target_demands_fidelity_of_quantization_but_not_of_smaller_networks()
     assert plan_jobs(pruned)[0].gates.min_sqnr_db is None
     assert plan_jobs(pruned)[0].gates.max_accuracy_drop == 0.01
     assert plan_jobs(replace(pruned, min_sqnr_db=5.0))[0].gates.min_sqnr_db == 5.0
+
+
+class Vendor:
+    """An accelerator whose tools are missing or not."""
+
+    def __init__(self, reason: str | None) -> None:
+        self.reason = reason
+
+    def unavailable(self) -> str | None:
+        return self.reason
+
+
+def _npu_target(folder: Path, **keys: str) -> str:
+    """An ONNX target for OpenVINO, which any device can have, proven on this machine's ONNX Runtime."""
+    lines = {"extends": '"android-onnx-int8"', "accelerator": '"openvino"', **keys}
+    path = folder / "mine.toml"
+    path.write_text("".join(f"{key} = {value}\n" for key, value in lines.items()))
+    return str(path)
+
+
+def _job_for(target: str, **options: object) -> Job:
+    (job,) = plan_jobs(config_of({"model": "a.onnx", "target": [target], "calibration": "c", **options}))
+    return job
+
+
+def test_the_scheme_gets_the_devices_accelerator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeopt.plan.load_accelerator", lambda *_: Vendor(None))
+    job = _job_for(_npu_target(tmp_path))
+    assert job.scheme.npu == OpenVino(("CPU",))
+
+
+def test_a_device_without_the_accelerator_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"device 'pixel-6': has no ethos-u55, which target 'mine' is for"):
+        _job_for(_npu_target(tmp_path, accelerator='"ethos-u55"'))
+
+
+def test_missing_tools_of_an_accelerator_are_found_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeopt.plan.load_accelerator", lambda *_: Vendor("not here; pip install it"))
+    with pytest.raises(MissingError, match=r"target 'mine': not here; pip install it"):
+        _job_for(_npu_target(tmp_path))
+
+
+def test_emulators_stand_in_for_a_runtime_of_another_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeopt.plan.load_accelerator", lambda *_: Vendor(None))
+    target = _npu_target(tmp_path, runtimes='["openvino"]', emulators='["onnxruntime"]')
+    monkeypatch.setattr(OpenVinoRuntime, "unavailable", lambda _self: "runs on Mars")
+    assert _job_for(target).target.runtimes == ("onnxruntime",)
+    monkeypatch.setattr(OnnxRuntime, "unavailable", lambda _self: "gone too")
+    with pytest.raises(MissingError, match="runs on Mars; gone too"):
+        _job_for(target)
+
+
+def test_limits_on_the_placement_come_from_flags_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeopt.plan.load_accelerator", lambda *_: Vendor(None))
+    job = _job_for(_npu_target(tmp_path), max_cpu_operators=3, min_accelerated="90%")
+    assert (job.gates.max_cpu_operators, job.gates.min_accelerated) == (3, 0.9)

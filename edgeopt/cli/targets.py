@@ -49,9 +49,9 @@ def targets(
     if json:
         print_json({"targets": known})
         return
-    rows = table("Target", "Runtime", "Weights", "Activations")
+    rows = table("Target", "Runtime", "Runs on", "Weights", "Activations")
     for target in known:
-        rows.add_row(target.name, target.format, _weights(target), _activations(target))
+        rows.add_row(target.name, target.format, target.accelerator or "CPU", _weights(target), _activations(target))
     stdout().print(rows)
     stdout().print("'edgeopt targets NAME' shows the gates; a .toml file of your own works in place of a name.")
 

@@ -19,6 +19,7 @@ from onnx import TensorProto, helper
 from edgeopt.bundle import BundleContents, GoldenVector, open_bundle, write_bundle
 from edgeopt.device_profiles import load_device
 from edgeopt.errors import TamperedError, UsageError
+from edgeopt.formats.files import sha256_of
 from edgeopt.report_file import seal
 from edgeopt.targets import load_target
 from edgeopt.types import (
@@ -429,3 +430,40 @@ def test_what_is_no_bundle_at_all(tmp_path: Path) -> None:
         open_bundle(tmp_path / "none")
     with pytest.raises(UsageError, match=r"it has no manifest\.json"):
         open_bundle(tmp_path)
+
+
+def test_what_stands_in_for_the_model_and_what_the_device_needs_travel_too(
+    made: BundleContents, tmp_path: Path
+) -> None:
+    stand_in, context = tmp_path / "work" / "before.onnx", tmp_path / "work" / "context.bin"
+    stand_in.write_bytes(made.artifact.path.read_bytes())
+    context.write_bytes(b"compiled")
+    changed = replace(made, artifact=replace(made.artifact, emulation=stand_in), device_files=(context,))
+    write_bundle(tmp_path / "b", changed)
+    loaded = open_bundle(tmp_path / "b")
+    assert loaded.manifest.model.emulation == "emulation/model.onnx"
+    assert loaded.runnable_path == tmp_path / "b" / "emulation" / "model.onnx"
+    assert loaded.manifest.device_files == ("compiled/context.bin",)
+    guide = (tmp_path / "b" / "README.md").read_text()
+    assert "`emulation/model.onnx` | the same arithmetic for a computer" in guide
+    assert "`compiled/context.bin`" in guide
+    (tmp_path / "b" / "compiled" / "context.bin").write_bytes(b"another")
+    with pytest.raises(TamperedError, match=r"context\.bin"):
+        open_bundle(tmp_path / "b")
+
+
+def test_a_model_may_be_a_directory(made: BundleContents, tmp_path: Path) -> None:
+    package = tmp_path / "work" / "made.mlpackage"
+    (package / "Data").mkdir(parents=True)
+    (package / "Manifest.json").write_text("{}")
+    (package / "Data" / "weights.bin").write_bytes(b"w" * 64)
+    artifact = replace(made.artifact, path=package, format="coreml", size_bytes=66, sha256=sha256_of(package))
+    target = replace(made.target, format="coreml", runtimes=("coreml-reference",))
+    write_bundle(tmp_path / "b", replace(made, artifact=artifact, float_artifact=None, target=target))
+    loaded = open_bundle(tmp_path / "b")
+    assert loaded.model_path == tmp_path / "b" / "model.mlpackage"
+    assert sha256_of(loaded.model_path) == artifact.sha256
+    assert loaded.manifest.files["model.mlpackage/Data/weights.bin"].size_bytes == 64
+    (package / "Data" / "weights.bin").write_bytes(b"v" * 64)
+    with pytest.raises(TamperedError, match="has changed since it was exported"):
+        write_bundle(tmp_path / "c", replace(made, artifact=artifact, float_artifact=None, target=target))

@@ -13,7 +13,7 @@ from rich.console import Console
 from edgeopt.errors import UsageError
 from edgeopt.report import from_json, render, render_summary, to_json
 from edgeopt.report.units import quantity
-from edgeopt.types import Check, Finding, Measurement, OpTiming, Report, UnquantizedOp
+from edgeopt.types import Check, Finding, Measurement, OpPlacement, OpTiming, Placement, Report, UnquantizedOp
 
 
 def latency(subject: str, value: float, spread: tuple[float, float]) -> Measurement:
@@ -168,3 +168,39 @@ def test_what_a_recipe_tried_is_shown_whole_and_apart_from_warnings() -> None:
     assert all(f"step {i}: not kept" in tried for i in range(12))
     assert "recipe-step" not in text
     assert "image: is constant [odd-input]" in warnings
+
+
+PLACED = replace(
+    REPORT,
+    placement=Placement(
+        "Ethos-U55-128",
+        "vela 5.1.0",
+        predicted=False,
+        ops=(
+            OpPlacement("conv;1", "CONV_2D", "accelerator", layer="stem.conv", ms=0.2),
+            OpPlacement(
+                "erf;1", "ERF", "cpu", layer="block.0.act", reason="not supported", fix="take GELU's tanh form"
+            ),
+            OpPlacement(
+                "erf;2", "ERF", "cpu", layer="block.1.act", reason="not supported", fix="take GELU's tanh form"
+            ),
+        ),
+    ),
+    evaluation={**REPORT.evaluation, "emulates": "integer arithmetic of the Ethos-U"},
+)
+
+
+def test_a_placement_names_what_falls_back_and_why() -> None:
+    text = " ".join(shown(PLACED, 120).split())
+    assert "(proven in litert: integer arithmetic of the Ethos-U)" in text
+    assert "On Ethos-U55-128: 1 of 3 operators (says vela 5.1.0)" in text
+    assert "2 x ERF on the CPU: not supported (block.0.act, block.1.act); take GELU's tanh form" in text
+    assert "0.200 ms (100%) CONV_2D stem.conv" in text
+
+
+def test_a_full_placement_says_so_and_comes_back_from_json() -> None:
+    assert PLACED.placement is not None
+    full = replace(PLACED, placement=replace(PLACED.placement, predicted=True, ops=PLACED.placement.ops[:1]))
+    text = " ".join(shown(full, 120).split())
+    assert "1 of 1 operators (predicted by vela 5.1.0) none on the CPU" in text
+    assert from_json(to_json(full, "")) == full
