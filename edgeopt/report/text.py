@@ -31,6 +31,8 @@ def render(report: Report, console: Console) -> None:
     samples, origin = report.evaluation.get("samples"), report.evaluation.get("origin")
     if samples and origin:
         console.print(Text(f"Evaluated on {samples} samples ({origin})", style="dim"))
+    if emulates := report.evaluation.get("emulates"):
+        console.print(Text(f"In place of the device: {emulates}", style="dim"))
     if report.checks:
         console.print(_checks(report.checks))
     if report.measurements:
@@ -71,8 +73,7 @@ def _verdict(report: Report) -> Text:
     passed = report.status == "passed"
     text = Text.assemble(("PASSED", "bold green") if passed else ("FAILED", "bold red"))
     text.append(f"  {report.model} for {report.target}", style="bold")
-    emulates = report.evaluation.get("emulates")
-    text.append(f" (proven in {report.runtime}{f': {emulates}' if emulates else ''})")
+    text.append(f" (proven in {report.runtime})")
     failed = [title(check.name) for check in report.checks if not check.passed]
     if failed:
         text.append(f"; missed: {', '.join(failed)}")

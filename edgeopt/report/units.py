@@ -18,6 +18,9 @@ TITLES = {
     "accelerated": "operators on the accelerator",
     "sram_bytes": "SRAM",
     "storage_bytes": "storage for weights",
+    "transfer_bytes": "moved over the link",
+    "sram_traffic_bytes": "SRAM traffic",
+    "storage_traffic_bytes": "storage traffic",
     "onchip_bytes": "parameters on the chip",
     "offchip_bytes": "parameters off the chip",
     "macs": "MACs",
@@ -52,8 +55,20 @@ def quantity(value: float | None, unit: str) -> str:
             return f"{value:.2f}x"
         case "dB":
             return f"{value:.1f} dB"
+        case "cycles" | "MACs":
+            return _count(value)
+        case "operators":
+            return f"{value:.0f}"
         case _:
             return f"{value:.4g} {unit}".rstrip()
+
+
+def _count(value: float) -> str:
+    """176_800 -> "177 k"."""
+    for limit, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= limit:
+            return f"{three_digits(value / limit)}{letter}"
+    return f"{value:.0f}"
 
 
 def three_digits(value: float) -> str:
