@@ -5,17 +5,19 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from edgeopt.accelerators import ACCELERATORS, load_accelerator
 from edgeopt.device_profiles import load_device
 from edgeopt.errors import ConfigError, UsageError
 from edgeopt.exporter import EXPORTERS, load_exporter
-from edgeopt.runtimes import RUNTIMES
+from edgeopt.runtimes import RUNTIMES, load_runtime
 from edgeopt.targets import list_targets, load_target
 from edgeopt.targets.schema import Target
-from edgeopt.types import LayerRules, Scheme
+from edgeopt.types import Format, LayerRules, NpuKind, Scheme
 
 PROMISED = [
     f"{platform}{runtime}-{precision}"
@@ -54,7 +56,7 @@ def test_every_promised_target_is_there_in_order() -> None:
 
 def test_platforms_have_the_same_targets() -> None:
     names = [target.name for target in list_targets()]
-    android = [name.removeprefix("android") for name in names if name.startswith("android")]
+    android = [t.name.removeprefix("android") for t in list_targets() if t.platform == "android" and not t.accelerator]
     assert android == [name.removeprefix("linux-arm64") for name in names if name.startswith("linux-arm64")]
 
 
@@ -63,17 +65,43 @@ def test_builtin_targets_fit_the_rest(target: Target) -> None:
     assert target.format in EXPORTERS
     assert set(target.runtimes) <= set(RUNTIMES)
     assert target.format in load_device(target.device).formats
+    assert target.gates.min_sqnr_db is not None
+    known = {other.name for other in list_targets()}
+    for text in target.advice.values():
+        for word in re.findall(r"(?:android|linux-arm64|ethosu\d\d|edgetpu|qualcomm|ios|openvino)-[a-z0-9-]+", text):
+            assert word in known
+            assert word.startswith(target.platform) or target.accelerator is not None
+
+
+@pytest.mark.parametrize("target", [t for t in list_targets() if t.accelerator is None], ids=lambda target: target.name)
+def test_targets_for_cpus(target: Target) -> None:
     assert load_exporter(target.format).unsupported(target.scheme, LayerRules()) is None
     runtime = "" if target.format == "litert" else f"-{target.format}"
     assert target.name == f"{target.platform}{runtime}-{precision_name(target.scheme)}"
     # Integer arithmetic that is slower than float is not worth shipping; where only weights are small, bytes count.
     assert (target.gates.min_speedup == 1.0) == (target.scheme.activation_bits == 8)
-    assert target.gates.min_sqnr_db is not None
-    known = {other.name for other in list_targets()}
-    for text in target.advice.values():
-        for word in re.findall(r"(?:android|linux-arm64)-[a-z0-9-]+", text):
-            assert word in known
-            assert word.startswith(target.platform)
+
+
+@pytest.mark.parametrize("target", [t for t in list_targets() if t.accelerator], ids=lambda target: target.name)
+def test_targets_for_accelerators(target: Target) -> None:
+    kind = target.accelerator
+    assert kind is not None
+    npu = load_device(target.device).npu(kind)
+    assert npu is not None, "the default device must have one"
+    scheme = replace(target.scheme, npu=npu)
+    assert load_exporter(target.format, kind).unsupported(scheme, LayerRules()) is None
+    assert (target.format, kind) in ACCELERATORS
+    emulated = [name for name in target.runtimes if load_runtime(name).emulates is not None]
+    assert target.gates.min_speedup is None or not emulated, "an emulator is never timed"
+    assert set(target.emulators) <= set(RUNTIMES)
+    assert target.gates.min_accelerated == 0.5
+
+
+@pytest.mark.parametrize("pair", ACCELERATORS, ids=lambda pair: "-".join(pair))
+def test_every_accelerator_can_be_loaded(pair: tuple[Format, NpuKind]) -> None:
+    load_exporter(*pair)
+    reason = load_accelerator(*pair).unavailable()
+    assert reason is None or "\n" not in reason
 
 
 def precision_name(scheme: Scheme) -> str:
