@@ -1,4 +1,4 @@
-"""What a model file holds, read without running it; exporters, runtimes and `inspect` all look through here."""
+"""What a model file holds and computes; exporters, runtimes and `inspect` all look through here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Protocol
 from edgeopt.errors import UsageError
 from edgeopt.types import FileSummary, Format
 
-SUFFIXES: dict[str, Format] = {".tflite": "litert", ".onnx": "onnx", ".pte": "executorch",
+SUFFIXES: dict[str, Format] = {
+    ".tflite": "litert",
+    ".onnx": "onnx",
+    ".pte": "executorch",
     ".mlpackage": "coreml",
 }
 
