@@ -108,9 +108,9 @@ class _Run:
         made, remarks = self._steps(job)
         model = made[-1].model if made else self.model
         bench = self.workbench.variant(model) if made else self.workbench
-        artifact, told = self._file(job, bench)
-        compiled = self._compiled(job, artifact)
-        own_twin = None if artifact is twin else twin
+        portable, told = self._file(job, bench)
+        compiled, artifact = self._compiled(job, portable), portable
+        own_twin = None if portable is twin else twin
         if compiled is not None:
             artifact, told = compiled.artifact, (*told, *compiled.findings)
         subject = Subject(artifact, own_twin, open_reference(self.model, config.threads), _told(compiled))
@@ -128,7 +128,7 @@ class _Run:
             threads=config.threads,
         )
         report = prove(subject, terms, (*self.findings, *remarks, *told), self.progress)
-        report = replace(report, steps=self._figures(job, made, artifact))
+        report = replace(report, steps=self._figures(job, made, portable))
         self.progress.step("Writing the bundle")
         contents = BundleContents(
             target=replace(job.target, gates=job.gates, scheme=job.scheme, estimator=job.estimator),

@@ -10,6 +10,7 @@ import typer
 from edgeopt.cli.compare import compare
 from edgeopt.cli.compress import distil, factorize, prune, qat, sparsify
 from edgeopt.cli.console import Settings
+from edgeopt.cli.coverage import coverage
 from edgeopt.cli.debug import debug
 from edgeopt.cli.devices import devices
 from edgeopt.cli.doctor import doctor
@@ -23,7 +24,7 @@ from edgeopt.cli.validate import validate
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Build and prove": (export, validate, compare),
     "Make smaller first": (prune, sparsify, factorize, distil, qat),
-    "Look": (inspect, sensitivity, debug, targets, devices),
+    "Look": (inspect, coverage, sensitivity, debug, targets, devices),
     "Set up": (init, doctor),
 }
 HELP = """Turn a trained PyTorch model into a quantized file for phones and boards, and prove it on that file.

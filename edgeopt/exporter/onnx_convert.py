@@ -31,9 +31,22 @@ def to_float16(proto: onnx.ModelProto) -> onnx.ModelProto:
     # A graph rewriter that asserts and raises whatever it meets.
     except Exception as error:
         raise ConversionError(f"the conversion to float16 failed: {error}") from error
+    _drop_twins(result.graph)
     _sort(result.graph)  # the converter appends its casts at the end
     clean(result)
     return result
+
+
+def _drop_twins(graph: onnx.GraphProto) -> None:
+    """ONNX Runtime's converter casts a tensor twice, under one name, that two operators read which stay float32."""
+    made: set[str] = set()
+    kept: list[onnx.NodeProto] = []
+    for node in graph.node:
+        if node.op_type != "Cast" or node.output[0] not in made:
+            kept.append(node)
+        made.update(node.output)
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 def _without_float16(proto: onnx.ModelProto) -> list[str]:
@@ -96,6 +109,7 @@ def to_dynamic_int8(
         # A graph rewriter that asserts and raises whatever it meets.
         except Exception as error:
             raise ConversionError(f"dynamic quantization failed: {error}") from error
+    _drop_twins(result.graph)
     _sort(result.graph)  # the quantizer's own order forgets what the bodies of loops read
     clean(result)
     return result

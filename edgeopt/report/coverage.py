@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 #: Shown on a terminal; the JSON has them all.
 _MAX_FALLBACKS = 12
 _MAX_LAYERS = 4
-_NAME_WIDTH, _CELL_WIDTH = 28, 6
+#: Longer names wrap.
+_NAME_WIDTH = 40
+#: Between two columns; "all" with that on both sides.
+_BETWEEN, _ALL_WIDTH = 2, 7
 
 
 def coverage_document(report: CoverageReport) -> dict[str, Plain]:
@@ -35,35 +38,55 @@ def render_coverage(report: CoverageReport, console: Console, *, by_layer: bool 
     """Print the targets, the table of layers against targets, what falls back and which rewrites help."""
     numbers = {target.target: number for number, target in enumerate(report.targets, 1)}
     console.print(Text(f"{report.model} on {len(report.targets)} targets", style="bold"))
-    console.print(Text(f"Calibrated with {report.calibration}", style="dim"))
+    console.print(Text(report.calibration, style="dim"))
     console.print()
     console.print(_targets(report, numbers))
-    for target in report.targets:
-        for problem in (*((target.problem,) if target.problem is not None else ()), *target.warnings):
-            console.print(Text(f"{numbers[target.target]} {target.target}: {problem}", style="yellow"))
-    console.print()
-    _print_rows(report.layers if by_layer else report.rows, report, numbers, console)
-    _print_fallbacks(report.fallbacks, numbers, console)
+    _print_problems(report.targets, numbers, console)
+    _print_rows(report, numbers, console, by_layer)
+    _print_fallbacks(report.fallbacks, numbers, console, "Falls back to the CPU")
     if report.outcomes:
         _print_outcomes(report, numbers, console)
     elif report.suggestions:
         _print_suggestions(report.suggestions, console)
+    if report.after is not None:
+        _print_rows(report.after, numbers, console, by_layer)
+        _print_problems(report.after.targets, numbers, console)
+        _print_fallbacks(report.after.fallbacks, numbers, console, "Still falls back to the CPU")
+
+
+def _print_problems(targets: Iterable[TargetCoverage], numbers: Mapping[str, int], console: Console) -> None:
+    for problem, names in _problems(targets).items():
+        console.print(Text(f"{' '.join(str(numbers[name]) for name in names)}: {problem}", style="yellow"))
+
+
+def _problems(targets: Iterable[TargetCoverage]) -> dict[str, list[str]]:
+    """What is wrong -> the targets that it concerns."""
+    found: dict[str, list[str]] = {}
+    for target in targets:
+        for problem in (*((target.problem,) if target.problem is not None else ()), *target.warnings):
+            found.setdefault(problem, []).append(target.target)
+    return found
 
 
 def _targets(report: CoverageReport, numbers: Mapping[str, int]) -> Table:
     table = _table()
-    for heading in ("#", "operators", "on CPU", *(("then",) if report.after else ()), "est."):
+    for heading in ("#", "operators", "on CPU", *(("then",) if report.after is not None else ()), "est."):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("target", no_wrap=True)
     table.add_column("told by", overflow="fold")
-    later = {target.target: target for target in report.after}
+    later = {target.target: target for target in report.after.targets} if report.after is not None else {}
     for target in report.targets:
         cells = [str(numbers[target.target]), *_totals(target)]
-        if report.after:
+        if target.target in later:
             cells.append(_count(later[target.target].on_cpu))
-        latency = "" if target.latency_ms is None else quantity(target.latency_ms, "ms")
-        table.add_row(*cells, latency, target.target, Text(_told_by(target)))
+        table.add_row(*cells, _latency(target, later.get(target.target)), target.target, Text(_told_by(target)))
     return table
+
+
+def _latency(target: TargetCoverage, later: TargetCoverage | None) -> str:
+    """Before and, where the model was rewritten, after."""
+    known = [one.latency_ms for one in (target, later) if one is not None and one.latency_ms is not None]
+    return " -> ".join(quantity(ms, "ms") for ms in known)
 
 
 def _totals(target: TargetCoverage) -> tuple[str, str]:
@@ -83,14 +106,13 @@ def _told_by(target: TargetCoverage) -> str:
     return f"{target.placement.accelerator}, {note} {target.placement.told_by}"
 
 
-def _print_rows(rows: Sequence[Row], report: CoverageReport, numbers: Mapping[str, int], console: Console) -> None:
+def _print_rows(report: CoverageReport, numbers: Mapping[str, int], console: Console, by_layer: bool) -> None:
     """As many targets side by side as the terminal has room for, the rest below."""
-    shown = [target.target for target in report.targets if target.placement is not None]
-    room = max((console.width - _NAME_WIDTH - _CELL_WIDTH) // (_CELL_WIDTH + 1), 1)
-    for start in range(0, len(shown), room):
-        part = shown[start : start + room]
+    rows = report.layers if by_layer else report.rows
+    for part in _parts(rows, report, numbers, console.width):
+        console.print()
         table = _table()
-        table.add_column("layers", overflow="fold", max_width=None if console.width > 140 else _NAME_WIDTH)
+        table.add_column("layers", overflow="fold")
         table.add_column("all", justify="right", no_wrap=True)
         for name in part:
             table.add_column(str(numbers[name]), justify="right", no_wrap=True)
@@ -99,8 +121,29 @@ def _print_rows(rows: Sequence[Row], report: CoverageReport, numbers: Mapping[st
                 cells = [_cell(row.cells.get(name)) for name in part]
                 table.add_row(Text(row.name), str(row.count or ""), *cells)
         console.print(table)
-    note = "12: all 12 on the accelerator; 10/12: two are not, or not whole; -: nothing of them is left in the file"
-    console.print(Text(note, style="dim"))
+    if rows:
+        note = "12: all on the accelerator; 10/12: two are not; -: none left in the file"
+        between = "; (add): between layers" if any(row.name.startswith("(") for row in rows) else ""
+        console.print(Text(note + between, style="dim"))
+
+
+def _parts(
+    rows: Sequence[Row], report: CoverageReport, numbers: Mapping[str, int], width: int
+) -> Iterable[Sequence[str]]:
+    """Names of the targets with results, in groups that fit side by side."""
+    room = width - min(max((len(row.name) for row in rows), default=0), _NAME_WIDTH) - _ALL_WIDTH
+    part: list[str] = []
+    used = 0
+    for name in (target.target for target in report.targets if target.placement is not None):
+        cells = [len(_cell(row.cells.get(name))) for row in rows]
+        needed = max(*cells, len(str(numbers[name])), 0) + _BETWEEN
+        if part and used + needed > room:
+            yield part
+            part, used = [], 0
+        part.append(name)
+        used += needed
+    if part:
+        yield part
 
 
 def _cell(cell: Cell | None) -> Text:
@@ -111,11 +154,11 @@ def _cell(cell: Cell | None) -> Text:
     return Text(f"{cell.on}/{cell.all}", style="red" if cell.on == 0 else "yellow")
 
 
-def _print_fallbacks(fallbacks: Sequence[Fallback], numbers: Mapping[str, int], console: Console) -> None:
+def _print_fallbacks(fallbacks: Sequence[Fallback], numbers: Mapping[str, int], console: Console, title: str) -> None:
     if not fallbacks:
         return
     console.print()
-    console.print(Text("Falls back to the CPU", style="bold"))
+    console.print(Text(title, style="bold"))
     table = _table()
     for heading in ("operator", "times", "on"):
         table.add_column(heading, no_wrap=heading != "on", overflow="fold")
@@ -142,16 +185,19 @@ def _print_outcomes(report: CoverageReport, numbers: Mapping[str, int], console:
     console.print(Text("Rewrites", style="bold"))
     for outcome in report.outcomes:
         console.print(Text(f"  {_outcome(outcome, numbers)}"))
-    console.print()
-    later = {target.target: target for target in report.after}
+    later = {target.target: target for target in report.after.targets} if report.after is not None else {}
     for target in report.targets:
-        new = later[target.target]
+        new = later.get(target.target, target)
         if (target.on_cpu, target.problem) != (new.on_cpu, new.problem):
-            then = new.problem if new.placement is None else f"{_count(new.on_cpu)} operators on the CPU"
-            was = "took no file" if target.placement is None else f"{_count(target.on_cpu)}"
+            then = "no result" if new.placement is None else f"{_count(new.on_cpu)} operators on the CPU"
+            was = "no result" if target.placement is None else _count(target.on_cpu)
             console.print(Text(f"  {numbers[target.target]} {target.target}: {was} -> {then}"))
-    recommended = report.recommended
-    advice = f"Recommended: {', '.join(recommended)}" if recommended else "None of them helped a target"
+    helpful = [
+        f"{one.applied.suggestion.name} ({' '.join(str(numbers[name]) for name in one.helped)})"
+        for one in report.outcomes
+        if one.helped
+    ]
+    advice = f"Recommended: {', '.join(helpful)}" if helpful else "None of them helped a target"
     console.print(Text(advice, style="bold"))
 
 
@@ -160,7 +206,7 @@ def _outcome(outcome: Outcome, numbers: Mapping[str, int]) -> str:
     what = f"{applied.suggestion.name}: {applied.suggestion.summary}; {_layers(applied.suggestion.layers)}"
     if applied.refused is not None:
         return f"{what}; refused: {applied.refused}"
-    proof = f"keeps {quantity(applied.sqnr_db, 'dB')} of the float model (at least {applied.min_sqnr_db:g} dB wanted)"
+    proof = f"proven equivalent, {quantity(applied.sqnr_db, 'dB')} (at least {applied.min_sqnr_db:g} dB)"
     helped = " ".join(str(numbers[name]) for name in outcome.helped)
     return f"{what}; {proof}; {f'helps {helped}' if helped else 'helps no target here'}"
 

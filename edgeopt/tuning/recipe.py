@@ -324,7 +324,9 @@ class _Tuner:
         terms = state.trials.terms
         candidate = state.trials.plain()
         files = [self._baseline, candidate]
-        if terms.scheme.npu is not None and is_emulated(files, terms.runtime):  # a pass changes weights, which are no reason to be slower there
+        if terms.scheme.npu is not None and is_emulated(
+            files, terms.runtime
+        ):  # a pass changes weights, which are no reason to be slower there
             return None if self._budget.fits(candidate.size_bytes) else "makes the file larger than the budget allows"
         ratio = time_together(files, terms.runtime, terms.recording.first(), terms.threads)[1].ratio
         limit = self._budget.max_latency_ratio

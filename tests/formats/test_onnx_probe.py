@@ -212,5 +212,7 @@ def test_instrumenting_twice_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     path = float_net(tmp_path / "m.onnx")
-    with pytest.raises(UsageError, match=r"is not a model file that can be looked into; give one of .tflite, .onnx, .pte"):
+    with pytest.raises(
+        UsageError, match=r"is not a model file that can be looked into; give one of .tflite, .onnx, .pte"
+    ):
         add_probes(tmp_path / "m.bin", summarize(path).signature, tmp_path / "p.bin")

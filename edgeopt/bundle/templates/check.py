@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -64,10 +65,10 @@ def open_executorch(path: Path, outputs: list[str]) -> Run:
 
 
 def open_coreml(path: Path, outputs: list[str]) -> Run:
-    if sys.platform != "darwin":
-        raise ImportError("Core ML runs on macOS only")
     from coremltools.models import MLModel
 
+    if platform.system() != "Darwin":
+        raise ImportError("Core ML runs on macOS only")
     model = MLModel(str(path))
 
     def run(feed: Arrays) -> Arrays:
