@@ -16,6 +16,7 @@ from edgeopt.calibration.health import check_inputs
 from edgeopt.comparison import Comparison, compare
 from edgeopt.config import RunConfig
 from edgeopt.datasets import match_labels, open_dataset, select
+from edgeopt.errors import ConversionError
 from edgeopt.plan import (
     Data,
     Job,
@@ -114,10 +115,11 @@ class _Run:
         if compiled is not None:
             artifact, told = compiled.artifact, (*told, *compiled.findings)
         subject = Subject(artifact, own_twin, open_reference(self.model, config.threads), _told(compiled))
+        runtimes, instead = self._runtimes(job, artifact)
         terms = Terms(
             model=self.model.name,
             target=job.target.name,
-            runtimes=job.target.runtimes,
+            runtimes=runtimes,
             samples=lambda: iter(self.data.evaluation),
             count=len(self.data.evaluation),
             origin=self.data.origin,
@@ -127,17 +129,17 @@ class _Run:
             advice={**job.target.advice, **(_ADVICE if made else {})},
             threads=config.threads,
         )
-        report = prove(subject, terms, (*self.findings, *remarks, *told), self.progress)
+        report = prove(subject, terms, (*self.findings, *remarks, *told, *instead), self.progress)
         report = replace(report, steps=self._figures(job, made, portable))
         self.progress.step("Writing the bundle")
         contents = BundleContents(
-            target=replace(job.target, gates=job.gates, scheme=job.scheme, estimator=job.estimator),
+            target=replace(job.target, runtimes=runtimes, gates=job.gates, scheme=job.scheme, estimator=job.estimator),
             device=job.device,
             model=self.model,
             artifact=artifact,
             float_artifact=subject.float_twin if config.float_twin else None,
             report=report,
-            golden=tuple(_golden(artifact, twin, self.data, job.target.runtimes[0])),
+            golden=tuple(_golden(artifact, twin, self.data, runtimes[0])),
             chart=draw_steps(report) if report.steps else None,
             device_files=compiled.extra_files if compiled is not None else (),
         )
@@ -176,6 +178,20 @@ class _Run:
         self.progress.step(f"Compiling for {npu.kind}")
         folder = Path(mkdtemp(prefix="compiled-", dir=self.folder))
         return load_accelerator(artifact.format, npu.kind).compile(artifact, npu, folder)
+
+    def _runtimes(self, job: Job, artifact: Artifact) -> tuple[tuple[str, ...], tuple[Finding, ...]]:
+        """What proves the file: the target's runtimes, or its emulators where those can't express an operator of it."""
+        wanted, others = job.target.runtimes, job.target.emulators
+        if wanted == others or not others or load_runtime(wanted[0]).emulates is None:
+            return wanted, ()
+        first = self.data.evaluation[0].inputs
+        try:
+            with load_runtime(wanted[0]).open(artifact.runnable, artifact.signature) as session:
+                session.run(first)
+        except ConversionError as error:
+            told = f"{error.line()}; proven in {', '.join(others)} instead"
+            return others, (Finding("proven-elsewhere", wanted[0], told),)
+        return wanted, ()
 
     def _figures(self, job: Job, made: tuple[Made, ...], shipped: Artifact) -> tuple[StepFigures, ...]:
         """Every step's figures, the shipped file's last; none where nothing was done."""

@@ -15,6 +15,9 @@ EXPORTERS: dict[Format, str] = {
 }
 #: Those that make a file for an accelerator in another way than the format's own exporter does.
 NPU_EXPORTERS: dict[tuple[Format, NpuKind], str] = {
+    ("litert", "ethos-u55"): "edgeopt.exporter.litert_ethos_u:EthosUExporter",
+    ("litert", "ethos-u65"): "edgeopt.exporter.litert_ethos_u:EthosUExporter",
+    ("litert", "ethos-u85"): "edgeopt.exporter.litert_ethos_u:EthosUExporter",
     ("litert", "edge-tpu"): "edgeopt.exporter.litert_edge_tpu:EdgeTpuExporter",
     ("onnx", "hexagon"): "edgeopt.exporter.onnx_hexagon:HexagonExporter",
     ("executorch", "ethos-u55"): "edgeopt.exporter.executorch_arm:ArmExporter",
