@@ -80,6 +80,7 @@ class RunConfig:
     save_weights: Path | None = None
     cache_dir: Path | None = None
     float_twin: bool = True
+    apply_rewrites: bool = False
     preprocessing: Mapping[str, object] | None = None
     gates_off: frozenset[str] = frozenset()
     config_dir: Path = Path()

@@ -126,6 +126,9 @@ KEYS: tuple[Key, ...] = (
     Key("recipe", QUANTIZATION, a_recipe, "PASS", '["auto"]',
         "Passes that toughen the model before quantization, in a list or one by one; auto tries them, keeps what helps "
         "and searches which layers stay float; none. Default: the target's."),
+    Key("apply_rewrites", QUANTIZATION, a_switch, "", "false",
+        "Replace operators that the target's accelerator lacks by equivalent ones, each proven on the float model; "
+        "'edgeopt coverage' shows which. Default: no."),
     Key("io", QUANTIZATION, one_of(IO_TYPES), "TYPE", '"float"',
         "Type of the file's inputs and outputs: float or int8. Default: the target's."),
     Key("max_accuracy_drop", GATES, a_fraction, "X", '"0.5%"',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -14,6 +15,8 @@ from edgeopt.accelerators.base import Compiled
 from edgeopt.bundle import BundleContents, GoldenVector, prepare_output, write_bundle
 from edgeopt.calibration.health import check_inputs
 from edgeopt.comparison import Comparison, compare
+from edgeopt.compression.rewrites.apply import apply_rewrites, suggest
+from edgeopt.compression.rewrites.base import Applied
 from edgeopt.config import RunConfig
 from edgeopt.datasets import match_labels, open_dataset, select
 from edgeopt.errors import ConversionError
@@ -104,10 +107,23 @@ class _Run:
     progress: Progress
 
     def build(self, job: Job) -> Bundle:
+        """Rewrite the model for the target's accelerator where that is wanted, then all the rest."""
+        kind = job.target.accelerator
+        if not self.config.apply_rewrites or kind is None:
+            return self._build(job)
+        self.progress.step("Rewriting the model")
+        model = self.workbench.torch_model()
+        names = [suggestion.name for suggestion in suggest(model, (kind,))]
+        samples = iter(self.data.calibration) if self.data.calibration is not None else ()
+        rewritten, applied = apply_rewrites(model, names, (kind,), samples, self.config.seed)
+        findings = (*self.findings, *(_rewrite_finding(one) for one in applied))
+        return replace(self, workbench=self.workbench.variant(rewritten), findings=findings)._build(job)
+
+    def _build(self, job: Job) -> Bundle:
         """Make the model smaller where that is wanted, export, prove and pack one target."""
         config, twin = self.config, self.workbench.float_artifact(job.target.format)
         made, remarks = self._steps(job)
-        model = made[-1].model if made else self.model
+        model = made[-1].model if made else self.workbench.model
         bench = self.workbench.variant(model) if made else self.workbench
         portable, told = self._file(job, bench)
         compiled, artifact = self._compiled(job, portable), portable
@@ -218,6 +234,15 @@ class _Run:
             return None
         dataset = open_dataset(source, self.model.inputs, self.model.preprocessing)
         return match_labels(dataset, self.model.labels)
+
+
+def _rewrite_finding(one: Applied) -> Finding:
+    count = len(one.suggestion.layers)
+    if one.refused is not None:
+        return Finding("rewrite-refused", one.suggestion.name, one.refused)
+    kept = "equal" if one.sqnr_db == math.inf else f"{one.sqnr_db:.0f} dB"
+    told = f"{one.suggestion.summary}: {count} layer{'s' if count != 1 else ''}, {kept} to the model before"
+    return Finding("rewrite", one.suggestion.name, told)
 
 
 def _told(compiled: Compiled | None) -> Told | None:

@@ -162,6 +162,12 @@ def check_steps(config: RunConfig, jobs: tuple[Job, ...]) -> None:
                     where=name.replace("_", "-"),
                     fix="add a [[step]] to edgeopt.toml, or take edgeopt prune, sparsify, factorize, distil or qat",
                 )
+    if config.apply_rewrites and config.step:
+        raise UsageError(
+            "works on a model that no step changes",
+            where="apply-rewrites",
+            fix="do the steps first, with --save-weights, then export what they made",
+        )
     if config.save_weights is not None:
         _check_saving(config.save_weights, config.model, jobs)
     if os.environ.get("WORLD_SIZE", "1") != "1":
