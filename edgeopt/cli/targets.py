@@ -49,16 +49,11 @@ def targets(
     if json:
         print_json({"targets": known})
         return
-    rows = table("Target", "For", "Weights", "Activations")
+    rows = table("Target", "Runs on", "Weights", "Activations")
     for target in known:
-        rows.add_row(target.name, _for(target), _weights(target), _activations(target))
+        rows.add_row(target.name, target.accelerator or target.format, _weights(target), _activations(target))
     stdout().print(rows)
     stdout().print("'edgeopt targets NAME' shows the gates; a .toml file of your own works in place of a name.")
-
-
-def _for(target: Target) -> str:
-    """ "litert", or "ethos-u55, litert"."""
-    return f"{target.accelerator}, {target.format}" if target.accelerator is not None else target.format
 
 
 def _show(target: Target) -> None:
