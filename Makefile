@@ -10,7 +10,7 @@ demo: $(STAMP)  ## The main job on the embedded example.
 	$(BIN)/edgeopt export --example digits --target android-int8
 
 test: $(STAMP) lint  ## What CI runs: linters, types, unit tests, real conversions.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"  # two threads on two busy cores wait for each other
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow"  # a file a process
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
