@@ -2,7 +2,8 @@
 
 Needs ../shared/data (or EDGEOPT_DATA): coral/ with compiled files beside their sources, latency/ with published
 figures. Prints Markdown tables: agreement per operator, bytes of parameters, and the latency model, fitted again
-without each network that it is then judged on. `edgeopt/accelerators/edge_tpu/figures.py` holds the result.
+without each network that it is then judged on. `edgeopt/accelerators/edge_tpu/figures.py` holds the result. The law
+itself is `edgeopt.accelerators.edge_tpu.latency.total`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import csv
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,17 +35,21 @@ from edge_tpu_networks import (
     unet_mobilenet_v2,
     vgg,
 )
-from scipy.optimize import nnls
+from edge_tpu_zoo import zoo
+from scipy.optimize import least_squares
 
-from edgeopt.accelerators.edge_tpu import graph, parameters, predict
+from edgeopt.accelerators.edge_tpu import graph, latency, parameters, predict
 from edgeopt.accelerators.edge_tpu.compiled import parameter_bytes as compiled_parameter_bytes
-from edgeopt.accelerators.edge_tpu.figures import MEBI
+from edgeopt.accelerators.edge_tpu.figures import MEBI, RATES, Rates
 from edgeopt.accelerators.edge_tpu.workload import work_of
 
 DATA = Path(os.environ.get("EDGEOPT_DATA", Path(__file__).parents[1] / "../shared/data"))
 CACHE_BYTES = 8 * MEBI
 #: Time of the same work at the maximum clock (500 instead of 250 MHz).
 CLOCK = 0.5
+#: Rates that are fitted, and where the search for them begins. `download` is not: the study has measured it.
+FITTED = {"upload": 9.0, "streaming": 2.0, "dense": 1.4, "depthwise": 88.0, "operator": 0.017}
+LINK = ("upload", "streaming")
 
 
 @dataclass(frozen=True)
@@ -68,16 +73,16 @@ class Case:
         known = next((f for f in ("base128", "w96", "link_r34", "efficientdet") if self.name.startswith(f)), None)
         return known or "classification"
 
-    @property
-    def features(self) -> list[float]:
-        works = self.net.works
-        return [
-            (self.net.bytes_in + self.net.bytes_out) / MEBI,
-            self.offchip or 0.0,
-            sum(w.padded_macs for w in works if w.kind == "dense") / 1e9,
-            sum(w.macs for w in works if w.kind == "depthwise") / 1e9,
-            float(len(works)),
-        ]
+    def ms_by(self, rates: Rates) -> float:
+        """What the latency model says, with the bytes of parameters that are given here."""
+        load = latency.Load(
+            chip_ms=sum(latency.chip_ms(work, rates) for work in self.net.works),
+            streaming_ms=(self.offchip or 0.0) * rates.streaming,
+            host_ms=0.0,
+            sent_bytes=self.net.bytes_in,
+            received_bytes=self.net.bytes_out,
+        )
+        return latency.total(load, rates).ms
 
 
 # The same study's deeper cuts (results/line_seg/*.json) and EfficientDet ladders (results/detection/*.json), which the
@@ -151,33 +156,37 @@ def coral(column: str) -> list[Case]:
     return [Case(name, net, None, None, rows[name]).predicted() for name, net in networks.items()]
 
 
-def fit(features: np.ndarray, ms: np.ndarray, given: np.ndarray | float = 0.0) -> np.ndarray:
-    """Non-negative least squares of the relative error; `given`: milliseconds that need no fitting."""
-    return nnls(features / ms[:, None], 1 - given / ms)[0]
+def fit(cases: Sequence[Case], start: Rates, names: Sequence[str]) -> Rates:
+    """The named rates by least squares of the relative error, all others as given; none comes out negative."""
+
+    def rates(factors: np.ndarray) -> Rates:
+        return replace(start, **{n: getattr(start, n) * abs(f) for n, f in zip(names, factors, strict=True)})
+
+    def errors(factors: np.ndarray) -> np.ndarray:
+        return relative_errors(cases, rates(factors))
+
+    return rates(least_squares(errors, np.ones(len(names))).x)
 
 
-def left_out(
-    features: np.ndarray, ms: np.ndarray, judged: np.ndarray | None = None, given: np.ndarray | None = None
-) -> np.ndarray:
-    """Relative error of every network, with the model fitted to all others; `judged`: features to predict it from."""
-    judged = features if judged is None else judged
-    given = np.zeros(len(ms)) if given is None else given
-    everything = np.arange(len(ms))
+def relative_errors(cases: Sequence[Case], rates: Rates) -> np.ndarray:
+    return np.array([case.ms_by(rates) / case.ms - 1 for case in cases])
+
+
+def left_out(cases: Sequence[Case], start: Rates, names: Sequence[str]) -> np.ndarray:
+    """Relative error of every network with our own bytes of parameters, the model fitted to all others."""
+    return np.concatenate(
+        [relative_errors([case.predicted()], fit([c for c in cases if c is not case], start, names)) for case in cases]
+    )
+
+
+def law_left_out(transfers: np.ndarray, ms: np.ndarray) -> np.ndarray:
+    """The same for a law that is linear in its terms."""
     errors = []
-    for i in everything:
-        others = everything != i
-        rates = fit(features[others], ms[others], given[others])
-        errors.append((judged[i] @ rates + given[i]) / ms[i] - 1)
+    for i in range(len(ms)):
+        others = np.arange(len(ms)) != i
+        weights = np.linalg.lstsq(transfers[others] / ms[others, None], np.ones(len(ms) - 1), rcond=None)[0]
+        errors.append(transfers[i] @ weights / ms[i] - 1)
     return np.array(errors)
-
-
-def errors_of(features: np.ndarray, ms: np.ndarray, judged: np.ndarray, apart: np.ndarray) -> np.ndarray:
-    """Relative errors of the networks that are set apart, with the model fitted to the others."""
-    return judged[apart] @ fit(features[~apart], ms[~apart]) / ms[apart] - 1
-
-
-def matrix(cases: Sequence[Case]) -> tuple[np.ndarray, np.ndarray]:
-    return np.array([case.features for case in cases]), np.array([case.ms for case in cases])
 
 
 def line(label: str, errors: np.ndarray) -> str:
@@ -234,41 +243,50 @@ def latencies(law: Sequence[Case], rest: Sequence[Case]) -> None:
     print("| model, and what it is judged on | networks | median error | 90 % | largest | middle half |")
     print("|---|---|---|---|---|---|")
     everything = [*law, *rest]
-    features, ms = matrix(everything)
-    own = np.array([case.predicted().features for case in everything])
-    count = len(law)
+    ms, count = np.array([case.ms for case in everything]), len(law)
     transfers = np.array([[1.0, case.offchip or 0.0, case.onchip or 0.0] for case in everything])
     published = transfers @ np.array([0.8523, 2.2561, 0.9148])
     print(line("published law, 26 of its own 30 models (in sample)", published[:count] / ms[:count] - 1))
     print(line("published law, the other networks", published[count:] / ms[count:] - 1))
-    print(line("the law's form fitted to all, each left out", left_out(transfers, ms)))
-    print(line("ours, the same 26, each left out", left_out(features[:count], ms[:count])))
-    print(line("ours, all, each left out, published bytes", left_out(features, ms)))
-    print(line("**ours, all, each left out, predicted bytes**", left_out(features, ms, own)))
+    print(line("the law's form fitted to all, each left out", law_left_out(transfers, ms)))
+    start = replace(RATES["usb3"], **FITTED)
+    print(line("**ours, all, each left out, predicted bytes**", left_out(everything, start, tuple(FITTED))))
+    own = [case.predicted() for case in everything]
     print(
-        line("ours, fitted to those 26, the other networks", errors_of(features, ms, own, np.arange(len(ms)) >= count))
+        line(
+            "ours, fitted to those 26, the other networks",
+            relative_errors(own[count:], fit(law, start, tuple(FITTED))),
+        )
     )
-    families = np.array([case.family for case in everything])
-    apart = np.concatenate([errors_of(features, ms, own, families == family) for family in sorted(set(families))])
-    print(line("**ours, each family left out**", apart))
-    rates = fit(features, ms)
-    fitted, misses = [], []
-    for label, column in (("USB at maximum clock", "usb_edgetpu_ms"), ("Dev Board", "devboard_edgetpu_ms")):
-        table, measured = matrix(coral(column))
-        # The chip runs at twice the clock here; how fast the link is, is fitted.
-        chip = table[:, 2:] @ rates[2:] * CLOCK
-        link = np.stack([table[:, 0] * rates[0], table[:, 1]], axis=1)
-        errors = left_out(link, measured, given=chip)
-        print(line(f"Coral's table, {label}, two rates of the link, each left out", errors))
-        factors = fit(link, measured, given=chip)
-        fitted.append(f"{label}: transfer x {factors[0]:.3g}, streaming {factors[1]:.3g}")
-        misses.append([f"{ms:g} ({error:+.0%})" for ms, error in zip(measured, errors, strict=True)])
-    names = ("transfer per MiB", "streaming per MiB", "dense per 1e9 MACs", "depthwise per 1e9 MACs", "per operator")
+    apart = [
+        relative_errors(
+            [case for case in own if case.family == family],
+            fit([case for case in everything if case.family != family], start, tuple(FITTED)),
+        )
+        for family in sorted({case.family for case in everything})
+    ]
+    print(line("**ours, each family left out**", np.concatenate(apart)))
+    rates = fit(everything, start, tuple(FITTED))
+    fast = replace(rates, **{name: getattr(rates, name) * CLOCK for name in ("dense", "depthwise", "operator")})
+    shown = [Case(name, net, None, None, ms).predicted() for name, (net, ms) in zoo().items()]
+    table, board = coral("usb_edgetpu_ms"), coral("devboard_edgetpu_ms")
+    of_zoo, of_table = relative_errors(shown, fast), relative_errors(table, fast)
+    print(line("Coral's model zoo, USB at maximum clock, nothing fitted", of_zoo))
+    print(line("Coral's table, USB at maximum clock, nothing fitted", of_table))
+    print(line("both", np.concatenate([of_zoo, of_table])))
+    of_board = left_out(board, fast, LINK)
+    print(line("Coral's table, Dev Board, two rates of the link, each left out", of_board))
     print("\n| Coral's table | USB, ms | Dev Board, ms |\n|---|---|---|")
-    for case, *both in zip(coral("usb_edgetpu_ms"), *misses, strict=True):
-        print(f"| {case.name} | {both[0]} | {both[1]} |")
-    told = ", ".join(f"{name} {rate:.4g}" for name, rate in zip(names, rates, strict=True))
-    print(f"\nRates in ms (USB, default clock): {told}. {'; '.join(fitted)}.")
+    for case, other, error, miss in zip(table, board, of_table, of_board, strict=True):
+        print(f"| {case.name} | {case.ms:g} ({error:+.0%}) | {other.ms:g} ({miss:+.0%}) |")
+    print("\n| Coral's model zoo | USB, ms |\n|---|---|")
+    for case, error in zip(shown, of_zoo, strict=True):
+        print(f"| {case.name} | {case.ms:g} ({error:+.0%}) |")
+    print(f"\nUSB, default clock: {told(rates, FITTED)}. Dev Board: {told(fit(board, fast, LINK), LINK)}.")
+
+
+def told(rates: Rates, names: Iterable[str]) -> str:
+    return ", ".join(f"{name} {getattr(rates, name):.4g}" for name in names)
 
 
 def main() -> None:

@@ -63,6 +63,7 @@ class _Runner:
     def __init__(self, path: Path) -> None:
         from ai_edge_litert import interpreter as litert
 
+        self._path = path
         try:
             self._interpreter = litert.Interpreter(
                 str(path), experimental_op_resolver_type=litert.OpResolverType.BUILTIN_REF
@@ -92,7 +93,7 @@ class _Runner:
         try:
             self._interpreter.invoke()
         except (ValueError, RuntimeError) as error:
-            raise ConversionError(f"LiteRT can't run the file: {error}") from error
+            raise ConversionError(f"LiteRT can't run the file: {error}", where=str(self._path)) from error
         return {name: self._interpreter.get_tensor(detail["index"]) for name, detail in self._outputs.items()}
 
     def is_near(self, name: str, wanted: Array, got: Array) -> bool:

@@ -126,48 +126,58 @@ def _risks(graph: Graph, npu: EdgeTpu) -> tuple[Finding, ...]:
 def _with_estimates(compiled: Compiled, graph: Graph, npu: EdgeTpu, report: compiler.Report | None) -> Compiled:
     """Add times, bytes and MACs. Where the compiler told the bytes of parameters, those are taken."""
     works = [work_of(graph, op) for op in graph.operators]
-    on_device = [n for n, op in enumerate(compiled.placement.ops) if op.on == "accelerator"]
-    activations = parameters.activations_of(graph, on_device)
-    kept = parameters.place([(n, works[n]) for n in on_device], activations, npu.cache_bytes)
-    rates = RATES[npu.link]
-    times = _times(works, frozenset(on_device), kept, rates)
-    moved = _transfer_bytes(graph, frozenset(on_device))
+    on_device = frozenset(n for n, op in enumerate(compiled.placement.ops) if op.on == "accelerator")
+    activations = parameters.activations_of(graph, sorted(on_device))
+    kept = parameters.place([(n, works[n]) for n in sorted(on_device)], activations, npu.cache_bytes)
     onchip, offchip = kept.onchip_bytes, kept.offchip_bytes
-    correction = 0.0
     if report is not None and report.onchip_bytes is not None and report.offchip_bytes is not None:
         onchip, offchip = report.onchip_bytes, report.offchip_bytes
-        correction = (offchip - kept.offchip_bytes) / figures.MEBI * rates.streaming
-    estimate = latency.total([*times, correction], moved, rates)
+    sent, received = _moved_bytes(graph, on_device)
+
+    def estimate(rates: Rates) -> latency.Estimate:
+        load = latency.Load(
+            chip_ms=sum(latency.chip_ms(works[n], rates) for n in on_device),
+            streaming_ms=offchip / figures.MEBI * rates.streaming,
+            host_ms=sum(latency.host_ms(work, rates) for n, work in enumerate(works) if n not in on_device),
+            sent_bytes=sent,
+            received_bytes=received,
+        )
+        return latency.total(load, rates)
+
+    rates = RATES[npu.link]
+    told = estimate(rates)
     runtime = f"{predictor.NAME} ({_LINKS[npu.link]})"
     figures_ = (
-        Measurement("latency_ms", SUBJECT, estimate.ms, "ms", "estimated", runtime, spread=estimate.spread),
+        Measurement("latency_ms", SUBJECT, told.ms, "ms", "estimated", runtime, spread=told.spread),
         Measurement("macs", SUBJECT, sum(w.macs for w in works), "MACs", "estimated", runtime),
         Measurement("onchip_bytes", SUBJECT, onchip, "bytes", "estimated", runtime),
         Measurement("offchip_bytes", SUBJECT, offchip, "bytes", "estimated", runtime),
-        Measurement("transfer_bytes", SUBJECT, moved, "bytes", "estimated", runtime),
+        Measurement("transfer_bytes", SUBJECT, sent + received, "bytes", "estimated", runtime),
     )
+    times = _times(works, on_device, kept, rates)
     ops = tuple(replace(op, ms=ms) for op, ms in zip(compiled.placement.ops, times, strict=True))
     findings = compiled.findings
     if npu.link == "usb3":
-        fast = _times(works, frozenset(on_device), kept, USB3_MAXIMUM)
-        ms = latency.total(fast, moved, USB3_MAXIMUM).ms
-        message = f"the estimate is for libedgetpu1-std; with libedgetpu1-max (doubled clock) about {ms:.1f} ms"
+        fast = estimate(USB3_MAXIMUM).ms
+        message = f"the estimate is for libedgetpu1-std; with libedgetpu1-max (doubled clock) about {fast:.1f} ms"
         findings = (*findings, Finding("edge-tpu-clock", runtime, message))
     return replace(compiled, placement=replace(compiled.placement, ops=ops), measurements=figures_, findings=findings)
 
 
 def _times(works: list[Work], on_device: frozenset[int], kept: Parameters, rates: Rates) -> list[float]:
-    """Milliseconds per operator."""
-    return [
-        latency.device_ms(work, rates, streamed=number in kept.streamed)
-        if number in on_device
-        else latency.host_ms(work, rates)
-        for number, work in enumerate(works)
-    ]
+    """Milliseconds per operator, each as if it were alone: their sum counts twice what happens at once."""
+    times = []
+    for number, work in enumerate(works):
+        if number not in on_device:
+            times.append(latency.host_ms(work, rates))
+        else:
+            streaming = latency.streaming_ms(work, rates) if number in kept.streamed else 0.0
+            times.append(latency.chip_ms(work, rates) + streaming)
+    return times
 
 
-def _transfer_bytes(graph: Graph, on_device: frozenset[int]) -> int:
-    """Activations that go to the chip or come back in one inference."""
+def _moved_bytes(graph: Graph, on_device: frozenset[int]) -> tuple[int, int]:
+    """Activations that go to the chip and those that come back in one inference."""
     written = {i for n in on_device for i in graph.operators[n].outputs}
     read = {
         i
@@ -178,4 +188,4 @@ def _transfer_bytes(graph: Graph, on_device: frozenset[int]) -> int:
     wanted = set(graph.outputs) | {
         i for n, op in enumerate(graph.operators) if n not in on_device for i in op.inputs if i is not None
     }
-    return sum(graph.tensors[i].size for i in (read - written) | (written & wanted))
+    return sum(graph.tensors[i].size for i in read - written), sum(graph.tensors[i].size for i in written & wanted)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ai_edge_litert import schema_py_generated as schema
 
 _IDENTIFIER = b"TFL3"
+_MOST_ELEMENTS = 2**48
 #: What reading a damaged FlatBuffer can raise.
 _DAMAGE = (struct.error, IndexError, KeyError, ValueError, TypeError, AttributeError, OverflowError, UnicodeDecodeError)
 #: Custom operator that the compiler puts in the place of everything that it took.
@@ -36,7 +37,7 @@ class Tensor:
     """One tensor of the graph.
 
     Attributes:
-        shape: as stored; dynamic dimensions are 1 there and -1 in `signature`.
+        shape: as stored, dynamic dimensions as 1; they are -1 in `signature`.
         dtype: in lower case: "int8", "float32".
         content: "activation", "constant" (bytes inside the FlatBuffer), "external" (a constant behind it, where the
             compiler's parser does not look) or "state" (kept from one inference to the next).
@@ -125,26 +126,35 @@ def read(path: Path) -> Graph:
 
 def _graph(model: schema.ModelT) -> Graph:
     main = model.subgraphs[0]
-    fed = {int(i) for i in _list(main.inputs)}
-    written = {int(i) for operator in main.operators for i in _list(operator.outputs)}
+    stored, listed = main.tensors or [], main.operators or []
+    inputs, outputs = (_indices(vector, len(stored)) for vector in (main.inputs, main.outputs))
+    computed = {i for operator in listed for i in _indices(operator.outputs, len(stored))} | set(inputs)
     tensors = tuple(
-        _tensor(tensor, model.buffers[tensor.buffer], number in fed | written)
-        for number, tensor in enumerate(main.tensors)
+        _tensor(tensor, model.buffers[tensor.buffer], number in computed) for number, tensor in enumerate(stored)
     )
     names: Counter[str] = Counter()
-    operators = tuple(_operator(operator, model, tensors, names) for operator in main.operators)
-    return Graph(
-        tensors, operators, tuple(int(i) for i in _list(main.inputs)), tuple(int(i) for i in _list(main.outputs))
-    )
+    operators = tuple(_operator(operator, model, tensors, names) for operator in listed)
+    return Graph(tensors, operators, inputs, outputs)
 
 
 def _list(vector: object) -> list[int]:
     return [] if vector is None else list(cast("list[int]", vector))
 
 
+def _indices(vector: object, count: int) -> tuple[int, ...]:
+    """Numbers of tensors, which a damaged file can put anywhere."""
+    numbers = tuple(int(i) for i in _list(vector))
+    if not all(0 <= i < count for i in numbers):
+        raise ValueError("a tensor that is not there")
+    return numbers
+
+
 def _tensor(tensor: schema.TensorT, buffer: schema.BufferT, is_computed: bool) -> Tensor:
-    shape = tuple(int(d) for d in _list(tensor.shape))
-    signature = tuple(int(d) for d in _list(tensor.shapeSignature)) or shape
+    stored = tuple(int(d) for d in _list(tensor.shape))
+    signature = tuple(int(d) for d in _list(tensor.shapeSignature)) or stored
+    shape = tuple(d if d >= 0 else 1 for d in stored)  # files of old converters have -1 here, too
+    if math.prod(shape) > _MOST_ELEMENTS:
+        raise ValueError("a tensor that no machine can hold")
     dtype = _constant_name("TensorType", tensor.type).lower()
     values = None if buffer.data is None or is_computed else np.asarray(buffer.data, dtype=np.uint8)
     content: Literal["activation", "constant", "external", "state"] = "activation"
@@ -181,10 +191,11 @@ def _operator(
     code = model.operatorCodes[operator.opcodeIndex]
     # The second field exists since there are more than 127 operators.
     number = max(int(code.builtinCode), int(code.deprecatedBuiltinCode))
-    builtin = _constant_name("BuiltinOperator", number)
+    builtin = _builtin(number)
     is_custom = builtin == "CUSTOM"
     kind = (code.customCode or b"").decode() if is_custom else builtin
-    outputs = tuple(int(i) for i in _list(operator.outputs))
+    inputs, outputs = _list(operator.inputs), _indices(operator.outputs, len(tensors))
+    _indices([i for i in inputs if i >= 0], len(tensors))
     base = readable(tensors[outputs[0]].name) if outputs else ""
     base = base or kind
     fields = vars(operator.builtinOptions) if operator.builtinOptions is not None else {}
@@ -194,11 +205,19 @@ def _operator(
         type=kind,
         code=number,
         version=int(code.version),
-        inputs=tuple(int(i) if i >= 0 else None for i in _list(operator.inputs)),
+        inputs=tuple(int(i) if i >= 0 else None for i in inputs),
         outputs=outputs,
         options={name: value for name, value in fields.items() if isinstance(value, int | float | bool)},
         is_custom=is_custom,
     )
+
+
+def _builtin(number: int) -> str:
+    """The operator's name; one for numbers that came after our own schema, too."""
+    try:
+        return _constant_name("BuiltinOperator", number)
+    except ValueError:
+        return f"BUILTIN_{number}"
 
 
 def _unique(base: str, names: Counter[str]) -> str:

@@ -7,6 +7,8 @@ Three kinds of source, named beside every rule:
 - [#n] a compiler log or a maintainer's answer in issue n of github.com/google-coral/edgetpu.
 - [study] logs and findings of github.com/jiaheguo521/int8-pruning-pipeline (docs/PRUNING_HAZARDS.md, results/), all of
   version 16.0.384591198. [yolov9] is the log in github.com/dbro/frigate-detector-edgetpu-yolo9.
+- [libredgetpu] what github.com/ricardodeazambuja/LibrEdgeTPU (libredgetpu/postprocess/, docs/HARDWARE_ANALYSIS.md)
+  found left beside the Edge TPU's operator in compiled files of Coral's model zoo.
 
 Where logs only bracket a limit (mapped at one size, not at another), the limit here lies between and says so. Logs give
 counts and no shapes: those named here are worked out from the networks, and so are less certain than the logs are.
@@ -72,7 +74,7 @@ class View:
     def axes(self, position: int) -> tuple[int, ...] | None:
         """Axes from a constant input, counted from the front; None where it is no constant."""
         tensor = self.constant(position)
-        if tensor is None or tensor.integers is None or self.data is None:
+        if tensor is None or tensor.integers is None or self.data is None or not self.data.shape:
             return None
         return tuple(axis % len(self.data.shape) for axis in tensor.integers)
 
@@ -168,7 +170,7 @@ def _equal_dilation(view: View) -> Refusal | None:
 def _ungrouped(view: View) -> Refusal | None:
     """A CONV_2D whose weights see fewer channels than the input has is a grouped one, which came after version 16."""
     weights, data = view.constant(1), view.data
-    if weights is None or data is None or weights.shape[-1] == data.shape[-1]:
+    if weights is None or data is None or weights.shape[-1:] == data.shape[-1:]:
         return None
     return Refusal(VERSION, "a grouped convolution", "split it into one convolution per group")
 
@@ -250,11 +252,8 @@ def _stacked(view: View) -> Refusal | None:
 
 def _split(view: View) -> Refusal | None:
     """[table] "No splitting in batch dimension." """
-    axis = view.constant(0)
-    data = view.data
-    if axis is None or data is None or not axis.integers:
-        return None
-    if axis.integers[0] % len(data.shape) == 0 and len(data.shape) > _INNER:
+    axes, data = view.axes(0), view.data
+    if axes and data is not None and axes[0] == 0 and len(data.shape) > _INNER:
         return Refusal(UNSPECIFIED, "splits the batch dimension", "split another dimension")
     return None
 
@@ -300,16 +299,15 @@ _SOFTMAX_ROW = 16000
 def _scaling(view: View) -> Refusal | None:
     """[table] "might not be mapped to avoid loss in precision": the status named so is in [#63].
 
-    Our limit of 8 is a guess between the doubling of decoders, which is mapped [#31], and the 16-fold enlargement at
-    the end of DeepLab, which is left to the CPU: at the 87 MiB/s that [study] measures on the way back, its output
-    alone would take longer than the whole network does. A single pixel is only repeated.
+    [libredgetpu] In Coral's DeepLab the 33-fold enlargement of the pooled pixel stays on the CPU, and so does the
+    16-fold one at its end; the doubling of decoders is mapped [#31]. Our limit of 8 is a guess between.
     """
     data, output = view.data, view.outputs[0] if view.outputs else None
     if data is None or output is None or len(data.shape) != _INNER + 1 or len(output.shape) != _INNER + 1:
         return None
-    factors = [new / old for old, new in zip(data.shape[1:3], output.shape[1:3], strict=True) if old > 1]
-    if factors and max(factors) > _MAX_SCALE:
-        return Refusal(IMPRECISE, f"enlarges {max(factors):.3g} times", "enlarge in steps of 2, or on the host")
+    factor = max(new / max(old, 1) for old, new in zip(data.shape[1:3], output.shape[1:3], strict=True))
+    if factor > _MAX_SCALE:
+        return Refusal(IMPRECISE, f"enlarges {factor:.3g} times", "enlarge in steps of 2, or on the host")
     return None
 
 
@@ -366,9 +364,9 @@ SUPPORTED: dict[str, tuple[Rule, ...]] = {
     "SUB": _ELEMENTWISE,
     "SUM": (_constant_parameters(1), _reduction),  # [study]
     "TANH": (),
-    # Since version 16 [#193]. [#512] 196x3x85 is mapped, 784x3x85 is not; [#433] 3x224x224 is not; [study] 50x2048 is
-    # not.
-    "TRANSPOSE": (_constant_parameters(1), _limited(65536, "keep tensors channel-last, so that nothing is moved")),
+    # Since version 16 [#193]. [#512] 196x3x85 is mapped, 784x3x85 is not, and the counts at inputs of 256 and 512 fit
+    # if 256x3x85 is not, either; [#433] 3x224x224 is not; [study] 50x2048 is not.
+    "TRANSPOSE": (_constant_parameters(1), _limited(57344, "keep tensors channel-last, so that nothing is moved")),
     "TRANSPOSE_CONV": (_constant_parameters(0, 1, 3),),
     "UNIDIRECTIONAL_SEQUENCE_LSTM": (),
 }

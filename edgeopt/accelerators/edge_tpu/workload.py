@@ -49,7 +49,7 @@ def _fully_connected(kernel: Tensor, _: list[Tensor], output: Tensor, bytes_in: 
 def _lstm(kernel: Tensor, reads: list[Tensor], output: Tensor, bytes_in: int, bytes_out: int) -> Work:
     units, depth = kernel.shape
     steps = reads[0].elements // depth if reads else 1
-    return Work("dense", steps, _GATES * units, 1, depth + output.shape[-1], bytes_in, bytes_out)
+    return Work("dense", steps, _GATES * units, 1, depth + math.prod(output.shape[-1:]), bytes_in, bytes_out)
 
 
 #: Operator type -> rank of its weights, and how to read them.

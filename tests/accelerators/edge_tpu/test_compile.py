@@ -13,6 +13,8 @@ from ai_edge_litert import schema_py_generated as schema
 from edgeopt.accelerators import load_accelerator
 from edgeopt.accelerators.base import SUBJECT, Compiled
 from edgeopt.accelerators.edge_tpu import EdgeTpuAccelerator, compiler, parameters
+from edgeopt.accelerators.edge_tpu.figures import RATES
+from edgeopt.accelerators.edge_tpu.latency import Load, total
 from edgeopt.accelerators.edge_tpu.parameters import Activations
 from edgeopt.accelerators.edge_tpu.work import Work
 from edgeopt.errors import ConfigError, ConversionError
@@ -156,7 +158,7 @@ def test_estimates_are_labelled_and_have_a_spread(tmp_path: Path) -> None:
     assert latency.spread is not None
     assert latency.spread[0] < latency.value < latency.spread[1]
     spent = sum(op.ms or 0 for op in result.placement.ops)
-    assert latency.value == pytest.approx(spent + told["transfer_bytes"] / 2**20 * 9.45)
+    assert latency.value == pytest.approx(spent + 16 * 16 * 8 / 2**20 * (8.7 + 11.49))
 
 
 def test_the_link_and_the_size_of_the_cache_matter(tmp_path: Path) -> None:
@@ -288,6 +290,16 @@ def test_large_maps_at_the_start_are_tiled_but_a_decoder_keeps_them_whole() -> N
     assert Activations(9 * mebi, 0, depthwise=True).reserved_bytes < mebi
     assert Activations(9 * mebi, 5 * mebi, depthwise=True).reserved_bytes > 5 * mebi
     assert Activations(0, 0).reserved_bytes == pytest.approx(0.3 * mebi, abs=1)
+
+
+def test_computing_hides_half_of_the_streaming_and_large_inputs_come_in_parts() -> None:
+    rates = RATES["usb3"]
+    assert total(Load(4.0, 0.0, 1.0, 0, 0), rates).ms == pytest.approx(5.0)
+    assert total(Load(4.0, 10.0, 0.0, 0, 0), rates).ms == total(Load(10.0, 4.0, 0.0, 0, 0), rates).ms == 12.0
+    quarter = total(Load(0.0, 0.0, 0.0, 2**18, 0), rates).ms
+    assert quarter == pytest.approx(rates.upload / 4)
+    assert total(Load(0.0, 0.0, 0.0, 2**20, 0), rates).ms == pytest.approx(quarter + 0.75 * rates.streaming)
+    assert total(Load(0.0, 0.0, 0.0, 0, 2**20), rates).ms == pytest.approx(rates.download)
 
 
 def test_idle_lanes_cost_time_but_no_macs() -> None:

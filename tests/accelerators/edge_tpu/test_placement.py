@@ -110,6 +110,7 @@ def one(path: Path, kind: str, inputs: tuple[int, ...], output: tuple[int, ...],
 # (operator, input, output, constants, options, whether it is mapped, where that is told)
 LOGS = [
     ("TRANSPOSE", (1, 196, 3, 85), (1, 3, 196, 85), ((0, 2, 1, 3),), {}, True, "#512, input of 224"),
+    ("TRANSPOSE", (1, 256, 3, 85), (1, 3, 256, 85), ((0, 2, 1, 3),), {}, False, "#512, inputs of 256 and 512"),
     ("TRANSPOSE", (1, 784, 3, 85), (1, 3, 784, 85), ((0, 2, 1, 3),), {}, False, "#512, input of 224"),
     ("TRANSPOSE", (1, 3, 224, 224), (1, 224, 224, 3), ((0, 2, 3, 1),), {}, False, "#433"),
     ("MEAN", (1, 64, 128, 3), (1, 3), ((1, 2),), {}, True, "#461"),
@@ -128,8 +129,8 @@ LOGS = [
     ("RESHAPE", (1, 10, 10, 128), (1, 10, 1, 10, 1, 128), (), {}, False, "#537, rank"),
     ("RESIZE_BILINEAR", (1, 64, 64, 32), (1, 128, 128, 32), (), {}, True, "#31"),
     ("RESIZE_BILINEAR", (1, 256, 256, 32), (1, 512, 512, 32), (), {}, False, "#31"),
-    ("RESIZE_BILINEAR", (1, 33, 33, 21), (1, 513, 513, 21), (), {}, False, "DeepLab's times in Coral's table"),
-    ("RESIZE_BILINEAR", (1, 1, 1, 256), (1, 33, 33, 256), (), {}, True, "DeepLab's image pooling"),
+    ("RESIZE_BILINEAR", (1, 33, 33, 21), (1, 513, 513, 21), (), {}, False, "libredgetpu, end of DeepLab"),
+    ("RESIZE_BILINEAR", (1, 1, 1, 256), (1, 33, 33, 256), (), {}, False, "libredgetpu, DeepLab's image pooling"),
     ("RESIZE_NEAREST_NEIGHBOR", (1, 48, 48, 192), (1, 96, 96, 192), (), {}, True, "study, w96"),
     ("LEAKY_RELU", (1, 8, 8, 8), (1, 8, 8, 8), (), {}, False, "#272"),
     ("HARD_SWISH", (1, 8, 8, 8), (1, 8, 8, 8), (), {}, False, "#272"),
@@ -288,6 +289,44 @@ def test_detection_postprocessing_stays_on_the_cpu(tmp_path: Path) -> None:
     assert placement.ops[1].type == "TFLite_Detection_PostProcess"
 
 
+def test_deeplab_is_cut_where_corals_compiled_file_is(tmp_path: Path) -> None:
+    # What the file has beside the Edge TPU's operator, which writes 33x33x256 and 1x1x256 (libredgetpu/postprocess).
+    left = ["RESIZE_BILINEAR", "QUANTIZE", "CONCATENATION", "CONV_2D", "CONV_2D", "RESIZE_BILINEAR", "RESIZE_BILINEAR"]
+    builder = Builder()
+    features = builder.convolve(builder.feed(1, 65, 65, 3, dtype="uint8"), 1, 33, 33, 320, depth=3)
+    pooled = builder.add("AVERAGE_POOL_2D", [features], 1, 1, 1, 320, dtype="uint8")
+    pooled = builder.convolve(pooled, 1, 1, 1, 256, depth=320)
+    branch = builder.convolve(features, 1, 33, 33, 256, depth=320)
+    size = builder.axes(33, 33)
+    spread = builder.add("RESIZE_BILINEAR", [pooled, size], 1, 33, 33, 256)
+    joined = builder.add("CONCATENATION", [builder.add("QUANTIZE", [spread], 1, 33, 33, 256), branch], 1, 33, 33, 512)
+    logits = builder.convolve(builder.convolve(joined, 1, 33, 33, 256, depth=512), 1, 33, 33, 21, depth=256)
+    logits = builder.add("RESIZE_BILINEAR", [logits, size], 1, 33, 33, 21)
+    large = builder.add("RESIZE_BILINEAR", [logits, builder.axes(513, 513)], 1, 513, 513, 21)
+    written = builder.add("ARG_MAX", [large, builder.axes(3)], 1, 513, 513, dtype="int64")
+    placement = predict(builder.save(tmp_path / "m.tflite", written))
+    assert [op.type for op in placement.on_cpu] == [*left, "ARG_MAX"]
+    assert len(placement.ops) == 12
+
+
+@pytest.mark.parametrize(
+    ("decoder", "channels"), [("TFLite_Detection_PostProcess", (12, 273)), ("PosenetDecoderOp", (17, 34, 64))]
+)
+def test_all_heads_of_a_network_are_mapped_and_only_the_decoder_is_not(
+    tmp_path: Path, decoder: str, channels: tuple[int, ...]
+) -> None:
+    # Outputs of Coral's compiled SSDLite MobileDet and PoseNet (docs/HARDWARE_ANALYSIS.md of LibrEdgeTPU).
+    builder = Builder()
+    features = builder.convolve(builder.feed(1, 40, 40, 3), 1, 20, 20, 64, depth=3)
+    heads = [builder.convolve(features, 1, 20, 20, count, depth=64) for count in channels]
+    heads = [
+        builder.add("RESHAPE", [head, builder.axes(1, 1200, -1)], 1, 1200, count // 3)
+        for head, count in zip(heads, channels, strict=True)
+    ]
+    placement = predict(builder.save(tmp_path / "m.tflite", builder.add(decoder, heads, 1, 10, 4, dtype="float32")))
+    assert [op.type for op in placement.on_cpu] == [decoder]
+
+
 def test_operators_that_share_a_name_are_numbered_and_keep_their_layer(tmp_path: Path) -> None:
     builder = Builder()
     data = builder.feed(1, 8)
@@ -316,6 +355,51 @@ def test_damaged_files_are_refused_in_one_line(tmp_path: Path, content: bytes) -
     with pytest.raises(UsageError) as told:
         predict(path)
     assert "m.tflite" in told.value.line()
+
+
+def test_numbers_of_tensors_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    for spoil in ("inputs", "outputs", "graph"):
+        builder = Builder()
+        written = builder.add("RELU", [builder.feed(1, 8)], 1, 8)
+        operator = builder.graph.operators[0]
+        if spoil == "inputs":
+            operator.inputs = [77]
+        elif spoil == "outputs":
+            operator.outputs = [-1]
+        path = builder.save(tmp_path / "m.tflite", 77 if spoil == "graph" else written)
+        with pytest.raises(UsageError, match="corrupt"):
+            predict(path)
+
+
+def test_shapes_that_no_operator_can_have_are_read_without_a_crash(tmp_path: Path) -> None:
+    builder = Builder()
+    scalar = builder.feed()
+    written = [builder.add(kind, [scalar, builder.axes(0)]) for kind in ("MEAN", "TRANSPOSE")]
+    written.append(builder.add("SPLIT", [builder.axes(0), scalar]))
+    written.append(builder.add("CONV_2D", [scalar, builder.tensor(values=1)]))
+    free = builder.feed(-1, 8)
+    written.append(builder.add("RELU", [free], -1, 8))
+    path = builder.save(tmp_path / "m.tflite", *written)
+    assert len(predict(path).ops) == 5
+    assert [t.elements for t in graphs.read(path).tensors if t.shape == (1, 8)] == [8, 8]
+    builder.graph.tensors[free].shape = [2**31 - 1] * 40
+    with pytest.raises(UsageError, match="corrupt"):
+        predict(builder.save(path, *written))
+
+
+def test_an_operator_newer_than_our_schema_is_told_by_its_number(tmp_path: Path) -> None:
+    builder = Builder()
+    written = builder.add("RELU", [builder.feed(1, 8)], 1, 8)
+    builder.model.operatorCodes[0].builtinCode = 9999
+    (op,) = predict(builder.save(tmp_path / "m.tflite", written)).ops
+    assert (op.on, op.type) == ("cpu", "BUILTIN_9999")
+
+
+def test_a_file_without_any_list_is_an_empty_graph(tmp_path: Path) -> None:
+    builder = Builder()
+    builder.graph.tensors = builder.graph.operators = builder.graph.inputs = None
+    path = builder.save(tmp_path / "m.tflite")
+    assert predict(path).ops == ()
 
 
 def test_truncated_files_are_refused(tmp_path: Path) -> None:
