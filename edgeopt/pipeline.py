@@ -179,7 +179,7 @@ class _Run:
     def _file(self, job: Job, bench: Workbench) -> tuple[Artifact, tuple[Finding, ...]]:
         """The file to ship, and what was found while making it."""
         told: tuple[Finding, ...] = ()
-        if job.scheme.precision == "fp32":
+        if job.scheme.is_plain_float:
             artifact = bench.float_artifact(job.target.format)
         else:
             artifact, told = quantize(job, self.config, self.model, self.data, bench, self.workbench, self.progress)
@@ -225,7 +225,7 @@ class _Run:
 
     def _plain(self, job: Job, bench: Workbench) -> Artifact:
         """The file without any pass of a recipe."""
-        if job.scheme.precision == "fp32":
+        if job.scheme.is_plain_float:
             return bench.float_artifact(job.target.format)
         return bench.quantized_artifact(job.target.format, job.scheme, job.estimator)[0]
 

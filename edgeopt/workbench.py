@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeopt.calibration.ranges import Range
 from edgeopt.compression.base import PassInputs
+from edgeopt.errors import EdgeoptError
 from edgeopt.exporter import load_exporter
 from edgeopt.exporter.base import CalibrationRun, QuantizationRequest, check_keep_float
 from edgeopt.sources import as_torch
@@ -65,6 +67,7 @@ class Workbench:
         self._directory = directory
         self._progress = progress
         self._floats: dict[Format, Artifact] = {}
+        self._refused: dict[Format, EdgeoptError] = {}
         self._quantized: dict[_Key, tuple[Artifact, tuple[Finding, ...]]] = {}
         self._observed: dict[tuple[Format, Scheme, EstimatorSpec], _Observed] = {}
         self._torch_model: Model | None = None
@@ -74,7 +77,8 @@ class Workbench:
     def variant(self, model: Model) -> Workbench:
         """A workbench for a changed model: same data, same rules, files of its own."""
         self._variants += 1
-        directory = self._make(f"variant-{self._variants}")
+        directory = self._directory / f"variant-{self._variants}"
+        directory.mkdir()
         return Workbench(model, self._calibration, self.rules, self._seed, directory, self._progress)
 
     def torch_model(self) -> Model:
@@ -89,11 +93,17 @@ class Workbench:
         return PassInputs(scheme, samples, count, self._seed, self._progress, estimator, self.rules)
 
     def float_artifact(self, format_: Format) -> Artifact:
-        """The fp32 file of that format."""
+        """The fp32 file of that format. A conversion that failed is not tried again: it raises what it raised."""
+        if format_ in self._refused:
+            raise self._refused[format_]
         if format_ not in self._floats:
             self._progress.step(f"Exporting fp32 ({format_})")
-            directory = self._make(f"{format_}-fp32")
-            self._floats[format_] = load_exporter(format_).export_float(self._model_for(format_), directory)
+            try:
+                with self._folder(f"{format_}-fp32") as directory:
+                    self._floats[format_] = load_exporter(format_).export_float(self._model_for(format_), directory)
+            except EdgeoptError as error:
+                self._refused[format_] = error
+                raise
         return self._floats[format_]
 
     def quantized_artifact(
@@ -111,15 +121,15 @@ class Workbench:
             observed = self._observed.setdefault((format_, scheme, estimator), _Observed())
             run = self._calibration_run(scheme, estimator, observed)
             request = QuantizationRequest(scheme, run, rules)
-            directory = self._make(f"{format_}-{self._conversions}")
-            self._conversions += 1
             model = self._model_for(format_)
             kind = scheme.npu.kind if scheme.npu is not None else None
             if run is not None:
                 step = self._calibration_step(run)
                 model = replace(model, history=(*model.history, step))
                 float_artifact = replace(float_artifact, history=(*float_artifact.history, step))
-            artifact = load_exporter(format_, kind).export_quantized(model, float_artifact, request, directory)
+            self._conversions += 1
+            with self._folder(f"{format_}-{self._conversions}") as directory:
+                artifact = load_exporter(format_, kind).export_quantized(model, float_artifact, request, directory)
             self._quantized[key] = (artifact, tuple(observed.findings))
         return self._quantized[key]
 
@@ -171,7 +181,13 @@ class Workbench:
             config["percentile"] = run.estimator.percentile
         return StepRecord("calibrate", config)
 
-    def _make(self, name: str) -> Path:
+    @contextmanager
+    def _folder(self, name: str) -> Iterator[Path]:
+        """A new folder, which stays if what is written to it is whole."""
         directory = self._directory / name
         directory.mkdir()
-        return directory
+        try:
+            yield directory
+        except BaseException:
+            shutil.rmtree(directory)
+            raise

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from edgeopt.calibration.ranges import Range
+from edgeopt.errors import ConversionError
 from edgeopt.exporter.base import QuantizationRequest
 from edgeopt.progress import Silent
 from edgeopt.types import (
@@ -42,9 +43,14 @@ class Exporter:
 
     def __init__(self) -> None:
         self.runs = 0
+        self.float_conversions = 0
+        self.fails_at: str | None = None
 
     def export_float(self, model: Model, directory: Path) -> Artifact:
+        self.float_conversions += 1
         (directory / "f").touch()
+        if self.fails_at == "float":
+            raise ConversionError("has an operator from another world", where="layer 'a'")
         return Artifact(directory / "f", "onnx", "fp32", Signature((), ()), 1, "0", model.history, {}, ())
 
     def export_quantized(self, model: Model, _: Artifact, request: QuantizationRequest, directory: Path) -> Artifact:
@@ -56,6 +62,8 @@ class Exporter:
                 run.known[name] = Range(0.0, 1.0)
                 run.on_finding(Finding("constant-activation", name, "never changes"))
         (directory / "q").touch()
+        if self.fails_at == "quantized":
+            raise ConversionError("has no int8 kernel", where="layer 'b'")
         return Artifact(directory / "q", "onnx", "w8a8", Signature((), ()), 1, "0", model.history, {}, ())
 
 
@@ -128,3 +136,27 @@ def test_clearing_spares_the_files_of_variants(exporter: Exporter, bench: Workbe
     assert variant.quantized_artifact("onnx", W8A8, EstimatorSpec())[0].path.exists()
     assert bench.quantized_artifact("onnx", W8A8, EstimatorSpec())[0].path.exists()
     assert exporter.runs == 2
+
+
+def test_a_refused_model_is_converted_once_and_refused_alike(
+    exporter: Exporter, bench: Workbench, tmp_path: Path
+) -> None:
+    # Regression: the second ask stumbled over the first one's folder.
+    exporter.fails_at = "float"
+    for ask in (bench.float_artifact, lambda format_: bench.quantized_artifact(format_, W8A8, EstimatorSpec())):
+        with pytest.raises(ConversionError, match="layer 'a': has an operator from another world"):
+            ask("onnx")
+    assert exporter.float_conversions == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_conversion_leaves_nothing_and_can_be_tried_again(
+    exporter: Exporter, bench: Workbench, tmp_path: Path
+) -> None:
+    exporter.fails_at = "quantized"
+    for _ in range(2):
+        with pytest.raises(ConversionError, match="layer 'b': has no int8 kernel"):
+            bench.quantized_artifact("onnx", W8A8, EstimatorSpec())
+    assert _files(tmp_path) == 1  # the float one
+    exporter.fails_at = None
+    assert bench.quantized_artifact("onnx", W8A8, EstimatorSpec())[0].path.exists()

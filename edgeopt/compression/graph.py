@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeGuard
@@ -102,7 +103,9 @@ def capture(model: Model) -> Graph:
         raise ValueError("a pass takes a model with a torch module; see sources.as_torch")
     arrays = [np.ascontiguousarray(model.example_inputs[spec.name], dtype=spec.dtype) for spec in model.inputs]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # torch's recurrent layers set their list of weights while they are traced; nobody reads it afterwards.
+            warnings.filterwarnings("ignore", message="(?s).*_flat_weights")
             program = torch.export.export(model.module, tuple(torch.tensor(array) for array in arrays))
     except Exception as error:  # tracing runs the user's own forward, which may raise anything
         # torch.export documents no errors; it raises many kinds.

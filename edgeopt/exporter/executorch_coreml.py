@@ -14,6 +14,7 @@ from edgeopt.errors import ConversionError, MissingError
 from edgeopt.exporter.base import QuantizationRequest
 from edgeopt.exporter.coreml_rewrites import rewrite_for_coremltools
 from edgeopt.exporter.executorch import ExecuTorchExporter
+from edgeopt.exporter.executorch_coreml_check import check_package
 from edgeopt.exporter.executorch_delegated import (
     capture_model,
     delegated_artifact,
@@ -21,6 +22,7 @@ from edgeopt.exporter.executorch_delegated import (
     write_emulation,
 )
 from edgeopt.exporter.executorch_lowering import quiet_vendor
+from edgeopt.formats.executorch import read_program
 from edgeopt.formats.executorch_delegated import (
     COREML,
     COREML_MANIFEST,
@@ -65,7 +67,16 @@ class CoreMLDelegateExporter:
         with quiet_vendor():
             program = capture_model(model)
             rewrite_for_coremltools(program)
-            lower_delegated(program, _partitioner(scheme, scheme.npu), COREML, path, _settle)
+            names = [str(name) for name in program.graph_signature.user_inputs]
+            delegates: list[bytes] = []
+
+            def settle(blob: bytes) -> bytes:
+                delegates.append(_settle(blob))
+                return delegates[-1]
+
+            lower_delegated(program, _partitioner(scheme, scheme.npu), COREML, path, settle)
+            if len(delegates) == 1 and all(op.info.delegate is not None for op in read_program(path).ops):
+                check_package(delegates[0], model, names, scheme.precision)
             write_emulation(model, scheme, emulation)
         return delegated_artifact(model, float_artifact, scheme, path, emulation, COREML, "coremltools")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -183,6 +184,37 @@ def _keep_mean_dims(graph: Graph) -> None:
         node.replace_all_uses_with(flat)
         graph.erase_node(node)
         flat.name = node.name
+
+
+def write_out_gelus(program: ExportedProgram) -> None:
+    """gelu(x, approximate="tanh") -> x * sigmoid(x * (a + b x^2)), in place: the same value, since
+    (1 + tanh(u)) / 2 = sigmoid(2 u) (the tanh form: Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016).
+
+    XNNPACK's gelu is the exact one, and ExecuTorch's partitioner gives it this one too. It is written out only when all
+    is quantized: in int8 its parts would cost accuracy.
+    """
+    import torch
+
+    aten, graph = torch.ops.aten, program.graph
+    for node in _calls(graph, "aten.gelu"):
+        is_tanh = "tanh" in (*node.args[1:], node.kwargs.get("approximate"))
+        if not is_tanh or node.meta["val"].dtype != torch.float32:
+            continue
+        x, outer = node.args[0], 2 * math.sqrt(2 / math.pi)
+        made: list[Node] = []
+        with graph.inserting_before(node):
+            made.append(graph.call_function(aten.mul.Tensor, (x, x)))
+            made.append(graph.call_function(aten.mul.Tensor, (made[-1], 0.044715 * outer)))
+            made.append(graph.call_function(aten.add.Tensor, (made[-1], outer)))
+            made.append(graph.call_function(aten.mul.Tensor, (made[-1], x)))
+            made.append(graph.call_function(aten.sigmoid.default, (made[-1],)))
+            made.append(graph.call_function(aten.mul.Tensor, (made[-1], x)))
+        for part in made:
+            part.meta = dict(node.meta)
+        node.replace_all_uses_with(made[-1])
+        graph.erase_node(node)
+        made[-1].name = node.name  # the program's signature knows its outputs by name
+    program.graph_module.recompile()
 
 
 def own_every_dequantize(module: GraphModule) -> PassResult:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeopt.errors import ConversionError
-from edgeopt.exporter.executorch_graph import layer_of, operator_name, own_every_dequantize
+from edgeopt.exporter.executorch_graph import layer_of, operator_name, own_every_dequantize, write_out_gelus
 from edgeopt.formats.executorch_layers import add_layers
 from edgeopt.layer_names import strip_wrapper
 
@@ -54,12 +54,14 @@ def capture(
 
 def lower(program: ExportedProgram, path: Path) -> None:
     """Delegate to XNNPACK what it takes and write the .pte file, source layers included. Raises ConversionError."""
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
+    from edgeopt.exporter.executorch_partitioner import partitioner
+
+    write_out_gelus(program)
     try:
         edge = to_edge_transform_and_lower(
-            program, transform_passes=[own_every_dequantize], partitioner=[XnnpackPartitioner()]
+            program, transform_passes=[own_every_dequantize], partitioner=[partitioner()]
         )
         exported = edge.exported_program()
         handles = {n.meta["debug_handle"]: layer_of(n) for n in exported.graph.nodes if "debug_handle" in n.meta}

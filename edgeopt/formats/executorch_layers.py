@@ -19,8 +19,14 @@ def add_layers(program: bytes, layers: Layers) -> bytes:
     """The .pte file with that table in it; every other byte of data stays as it is."""
     from executorch.exir._serialize._named_data_store import NamedDataStore
     from executorch.exir._serialize._program import deserialize_pte_binary, serialize_pte_binary
+    from executorch.exir.schema import Buffer
 
     file = deserialize_pte_binary(program)
+    if file.program.segments:
+        # ExecuTorch's reader empties this list, save where the file holds no data (no weights, no delegate). Its writer
+        # would then count the entries twice, and the table's index would be another's.
+        file.program.segments = []
+        file.program.constant_buffer = [Buffer(storage=b"")]
     store = NamedDataStore()
     if file.named_data is not None:
         store.merge_named_data_store(file.named_data)

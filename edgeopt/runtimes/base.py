@@ -49,6 +49,17 @@ def decode(values: Array, tensor: SignatureTensor) -> Array:
     return np.ascontiguousarray(values, dtype=tensor.model_dtype)
 
 
+def check_shape(values: Array, tensor: SignatureTensor) -> None:
+    """Raises DataError where an array in the file's layout is not what the signature says; free dimensions take any
+    size."""
+    fits = values.ndim == len(tensor.shape) and all(
+        isinstance(wanted, str) or wanted == given for wanted, given in zip(tensor.shape, values.shape, strict=True)
+    )
+    if not fits:
+        expected, given = ", ".join(map(str, tensor.shape)), ", ".join(map(str, values.shape))
+        raise DataError(f"has the shape ({given}), the model takes ({expected})", where=f"input {tensor.name!r}")
+
+
 class Session(ABC):
     """An opened file. Not thread-safe. `close` frees what the runtime holds; a `with` block does it."""
 

@@ -12,8 +12,8 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from edgeopt.errors import ConversionError, DataError, MissingError
-from edgeopt.runtimes.base import Session
-from edgeopt.types import Array, Format, OpTiming, Signature, SignatureTensor
+from edgeopt.runtimes.base import Session, check_shape
+from edgeopt.types import Array, Format, OpTiming, Signature
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -63,7 +63,7 @@ class _OnnxSession(Session):
 
     def _feed(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         for tensor in self.signature.inputs:
-            _check_shape(inputs[tensor.name], tensor)
+            check_shape(inputs[tensor.name], tensor)
         return {t.native_name: inputs[t.name] for t in self.signature.inputs}
 
     def _run(self, session: onnxruntime.InferenceSession, feed: Mapping[str, Array]) -> dict[str, Array]:
@@ -91,16 +91,6 @@ def _open(path: Path, threads: int, profile_prefix: Path | None) -> onnxruntime.
     # The bindings raise a dozen unrelated classes for one thing: the file was refused.
     except Exception as error:
         raise ConversionError(f"ONNX Runtime refuses the file: {_first_line(error)}", where=str(path)) from error
-
-
-def _check_shape(values: Array, tensor: SignatureTensor) -> None:
-    fits = values.ndim == len(tensor.shape) and all(
-        isinstance(wanted, str) or wanted == given for wanted, given in zip(tensor.shape, values.shape, strict=True)
-    )
-    if not fits:
-        expected = ", ".join(str(d) for d in tensor.shape)
-        given = ", ".join(str(d) for d in values.shape)
-        raise DataError(f"has the shape ({given}), the model takes ({expected})", where=f"input {tensor.name!r}")
 
 
 def _op_timings(events: list[dict[str, object]]) -> tuple[OpTiming, ...]:

@@ -94,13 +94,15 @@ def _flat(
 ) -> tuple[torch.nn.Module, tuple[str, ...]]:
     """The program as a module that takes its inputs by position and returns a tuple of tensors; the outputs' names.
 
-    An adapter around it would do the same, but a tracer forgets the layers of an exported graph inside another module.
+    It keeps its layers also inside another module: exporters put their own around it.
 
     Raises UsageError when the program doesn't run on the examples or returns what is no tensor.
     """
     import torch
     from torch.fx.graph import CodeGen
     from torch.utils import _pytree as pytree
+
+    from edgeopt.sources.layered import LayeredGraph
 
     module = program.module(check_guards=False)
     assert isinstance(module, torch.fx.GraphModule)
@@ -113,7 +115,7 @@ def _flat(
     result = run(call, inputs, examples, name)
     leaves = {id(leaf): position for position, leaf in enumerate(pytree.tree_leaves(result))}
     outputs = adapter.flatten(result)
-    flat = torch.fx.GraphModule(module, module.graph)
+    flat = LayeredGraph(module, module.graph)
     (output,) = [node for node in flat.graph.nodes if node.op == "output"]
     output.args = (tuple(output.args[0][leaves[id(tensor)]] for _, tensor in outputs),)
     flat.graph.set_codegen(CodeGen())

@@ -112,6 +112,6 @@ class _Latency:
 
 def _file(bench: Workbench, context: StepContext) -> Artifact:
     job = context.job
-    if job.scheme.precision == "fp32":
+    if job.scheme.is_plain_float:
         return bench.float_artifact(job.target.format)
     return bench.quantized_artifact(job.target.format, job.scheme, job.estimator)[0]

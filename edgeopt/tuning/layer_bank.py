@@ -79,7 +79,7 @@ def time_layers(shapes: Sequence[LayerShape], bench: Bench) -> list[float]:
     with tempfile.TemporaryDirectory(prefix="edgeopt-bank-") as folder:
         data = _Noise(model)
         workbench = Workbench(model, data, LayerRules(), 0, Path(folder), Silent())
-        if bench.scheme.precision == "fp32":
+        if bench.scheme.is_plain_float:
             artifact = workbench.float_artifact(bench.format)
         else:
             artifact, _ = workbench.quantized_artifact(bench.format, bench.scheme, EstimatorSpec())

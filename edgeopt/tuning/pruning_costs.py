@@ -219,7 +219,7 @@ def cost_for(
 def exported(bench: Workbench, context: StepContext) -> Artifact:
     """The file that the run will ship of the bench's model."""
     job = context.job
-    if job.scheme.precision == "fp32":
+    if job.scheme.is_plain_float:
         return bench.float_artifact(job.target.format)
     return bench.quantized_artifact(job.target.format, job.scheme, job.estimator)[0]
 

@@ -193,6 +193,6 @@ class CostOf:
 
     def _file(self, bench: Workbench) -> Artifact:
         job = self._context.job
-        if job.scheme.precision == "fp32":
+        if job.scheme.is_plain_float:
             return bench.float_artifact(job.target.format)
         return bench.quantized_artifact(job.target.format, job.scheme, job.estimator)[0]

@@ -53,6 +53,11 @@ class Scheme:
         return self.precision not in ("fp32", "fp16")
 
     @property
+    def is_plain_float(self) -> bool:
+        """Whether the format's fp32 file is all that is asked for; one for an accelerator is a file of its own."""
+        return self.precision == "fp32" and self.npu is None
+
+    @property
     def weight_bits(self) -> int:
         """Bits of one stored weight; 32 and 16 for float."""
         return {"fp32": 32, "fp16": 16, "w4": 4, "8da4w": 4}.get(self.precision, 8)

@@ -360,3 +360,46 @@ def layer_outputs(model: Model, value: Array) -> dict[str, Array]:
     for hook in hooks:
         hook.remove()
     return found
+
+
+# --- what XNNPACK computes otherwise than torch ----------------------------------------------------------------------
+
+
+class Otherwise(nn.Module):
+    """Each output by an operator that XNNPACK's partitioner takes, and whose arguments it or its kernel overlooks."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (
+            F.gelu(x, approximate="tanh"),
+            F.avg_pool2d(x, 3, 2, 1, count_include_pad=False, divisor_override=9),
+            F.interpolate(x, scale_factor=1.5, mode="bilinear"),
+            torch.max(x, 1)[0],
+        )
+
+
+def test_operators_that_the_delegate_computes_otherwise(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((1, 4, 9, 9)).astype(np.float32) * 2
+    expected = [result.numpy() for result in Otherwise()(torch.tensor(x))]
+    outputs = tuple(TensorSpec(f"y{i}", result.shape, "float32") for i, result in enumerate(expected))
+    model = make(Otherwise(), (TensorSpec("x", x.shape, "float32"),), outputs, {"x": x})
+    made = ExecuTorchExporter().export_float(model, tmp_path)
+    with ExecuTorchRuntime().open(made.path, made.signature) as session:
+        for result, wanted in zip(session.run({"x": x}).values(), expected, strict=True):
+            np.testing.assert_allclose(result, wanted, atol=1e-5)
+
+
+def test_a_gelu_among_int8_layers_is_computed_in_float(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    data = [{"x": rng.standard_normal((1, 32), np.float32)} for _ in range(8)]
+    model = make(
+        nn.Sequential(nn.Linear(32, 64), nn.GELU(approximate="tanh"), nn.Linear(64, 8)),
+        (TensorSpec("x", (1, 32), "float32"),),
+        (TensorSpec("y", (1, 8), "float32"),),
+        data[0],
+    )
+    twin = ExecuTorchExporter().export_float(model, tmp_path)
+    artifact = ExecuTorchExporter().export_quantized(model, twin, QuantizationRequest(STATIC, run_of(data)), tmp_path)
+    assert sqnr(outputs_of(twin, data, "y"), outputs_of(artifact, data, "y")) > 30
+    assert {op.name.partition("/")[0] for op in artifact.unquantized_ops} == {"1"}
+    assert all(op.delegate for op in summarize(artifact.path).ops if "gelu" in op.type.lower())

@@ -195,6 +195,19 @@ def test_the_package_in_the_delegate_computes_the_model(tmp_path: Path) -> None:
     np.testing.assert_allclose(next(iter(found.values())), wanted, atol=1e-5)
 
 
+class Biased(nn.Module):
+    """Stands for a model that coremltools converts wrongly: it gives something else once it is traced."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x) if torch.compiler.is_exporting() else torch.tanh(x) + 1
+
+
+def test_a_package_that_computes_something_else_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("coremltools", reason="needs coremltools")
+    with pytest.raises(ConversionError, match="output 'y': coremltools converted it wrongly"):
+        export(model_of(Biased(), (1, 64)), PHONE, tmp_path)
+
+
 def test_dynamic_batch_in_coreml(tmp_path: Path) -> None:
     pytest.importorskip("coremltools", reason="needs coremltools")
     _, artifact = export(model_of(Residual(), (Dim("batch", 1, 4), *IMAGE[1:])), PHONE, tmp_path)

@@ -13,7 +13,13 @@ from edgeopt.calibration.ranges import Range
 from edgeopt.errors import ConversionError, DataError
 from edgeopt.exporter.base import CalibrationRun, QuantizationRequest
 from edgeopt.exporter.executorch import ExecuTorchExporter
-from edgeopt.exporter.executorch_graph import dynamic_shapes, example_inputs, operator_name, simplify
+from edgeopt.exporter.executorch_graph import (
+    dynamic_shapes,
+    example_inputs,
+    operator_name,
+    simplify,
+    write_out_gelus,
+)
 from edgeopt.exporter.executorch_lowering import blame, capture, quiet_vendor
 from edgeopt.exporter.executorch_observer import calibrate
 from edgeopt.exporter.executorch_quantizer import XnnpackQuantizer
@@ -112,6 +118,20 @@ def test_clips_and_means_take_the_delegated_form() -> None:
     assert all(list(n.args[1:]) == [[2, 3], True] for n in means)
     x = torch.randn(2, 3, 4, 4)
     torch.testing.assert_close(program.module(check_guards=False)(x), Net()(x))
+
+
+def test_the_tanh_form_of_gelu_is_written_out_and_the_exact_one_is_not() -> None:
+    # Regression: XNNPACK computes both as the exact one.
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return nn.functional.gelu(x, approximate="tanh"), nn.functional.gelu(x)
+
+    program = capture(Net(), (torch.randn(4, 64),), None)
+    write_out_gelus(program)
+    gelus = [n for n in program.graph.nodes if operator_name(n) == "aten.gelu.default"]
+    assert [dict(n.kwargs) for n in gelus] == [{}]
+    x = 4 * torch.randn(4, 64)
+    torch.testing.assert_close(program.module()(x), Net()(x))
 
 
 def test_dynamic_dimensions_share_names_and_avoid_size_one() -> None:

@@ -52,6 +52,20 @@ def test_an_operator_without_a_float16_form_stays_float32() -> None:
     np.testing.assert_allclose(run(half, values(2, 8)), run(proto, values(2, 8)), atol=0.05)
 
 
+def test_operators_that_stay_float32_may_share_a_tensor() -> None:
+    # Regression: the converter casts the tensor once for each, under one name, which makes an invalid file.
+    resizes = [node("Resize", ["a", "", "scales"], name, mode="nearest") for name in ("b", "c")]
+    proto = graph(
+        [node("Relu", ["x"], "a"), *resizes, node("Add", ["b", "c"], "y")],
+        [1, 2, 4, 4],
+        {"scales": np.array([1, 1, 2, 2])},
+    )
+    half = to_float16(proto)
+    onnx.checker.check_model(half)
+    x = values(1, 2, 4, 4)
+    np.testing.assert_allclose(run(half, x), run(proto, x), atol=0.05)
+
+
 def test_layer_norm_has_a_float16_form() -> None:
     proto = graph([node("LayerNormalization", ["x", "w"], "y")], [2, 8], {"w": values(8)})
     half = to_float16(proto)

@@ -13,7 +13,7 @@ import pytest
 from edgeopt.errors import UsageError
 from edgeopt.formats import summarize
 from edgeopt.formats.executorch import read_program
-from edgeopt.formats.executorch_layers import decode, encode
+from edgeopt.formats.executorch_layers import add_layers, decode, encode
 
 ROOT = Path(next(iter(find_spec("executorch").submodule_search_locations)))
 INVALID = 0xFFFFFFFF
@@ -162,3 +162,14 @@ def test_layers_survive_their_encoding() -> None:
 def test_a_damaged_table_of_layers_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError):
         decode(data)
+
+
+def test_a_program_without_data_keeps_its_layers(tmp_path: Path) -> None:
+    """Regression: neither weights nor a delegate, so that the table is the file's only segment."""
+    import torch
+    from executorch.exir import to_edge_transform_and_lower
+
+    exported = torch.export.export(torch.nn.Softmax(1), (torch.ones(1, 4, 3),))
+    path = tmp_path / "model.pte"
+    path.write_bytes(add_layers(to_edge_transform_and_lower(exported).to_executorch().buffer, {0: "norm"}))
+    assert [op.layer for op in read_program(path).ops][:1] == ["norm"]

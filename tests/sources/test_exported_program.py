@@ -65,6 +65,28 @@ def test_layers_survive_tracing_again(saved: Path) -> None:
     assert layers["aten.linear.default"] == "head"
 
 
+def test_layers_survive_tracing_inside_another_module(saved: Path) -> None:
+    # Regression: the LiteRT exporter puts its adapter around the model, and all operators were the root's.
+    model = load_model(str(saved), SourceOptions())
+
+    class Adapter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model.module
+
+        def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return self.inner(image.permute(0, 3, 1, 2))
+
+    image = torch.from_numpy(model.example_inputs["image"]).permute(0, 2, 3, 1)
+    program = torch.export.export(Adapter().eval(), (image,))
+    layers = {
+        str(node.target): list(node.meta["nn_module_stack"].values())[-1][0].split(".")[-1]
+        for node in program.graph.nodes
+        if node.op == "call_function"
+    }
+    assert (layers["aten.conv2d.default"], layers["aten.linear.default"]) == ("conv", "head")
+
+
 def test_nested_and_keyword_inputs_come_by_position(tmp_path: Path) -> None:
     class Pair(nn.Module):
         def forward(self, pair: tuple[torch.Tensor, torch.Tensor], *, scale: torch.Tensor) -> dict[str, object]:

@@ -57,7 +57,7 @@ def with_forms(model: Model, graph: GraphModule, forms: Mapping[Node, Form]) -> 
 def _export(module: torch.nn.Module, model: Model) -> GraphModule:
     import torch
 
-    from edgeopt.compression.rewrites.layered import LayeredGraph
+    from edgeopt.sources.layered import LayeredGraph
 
     given = arguments_of(model.inputs, model.example_inputs)
     dims = _dynamic_shapes(model.inputs)
