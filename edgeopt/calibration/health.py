@@ -164,7 +164,7 @@ def _observe(state: _Input, values: Array, half: _Half) -> None:
     else:
         # Padding stands at the end, or at the start for decoders.
         padding = max(int(np.count_nonzero(values == values.flat[i])) for i in (0, -1))
-        state.padded_samples += padding >= _PADDED * values.size
+        state.padded_samples += values.size > 1 and padding >= _PADDED * values.size
 
 
 def _float_worries(state: _Input, samples: int) -> list[tuple[str, str]]:

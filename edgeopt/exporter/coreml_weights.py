@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,6 +33,10 @@ _PER_TABLE = 1024
 #: Channels that share a table at least: Apple found groups of 8 and 16 accurate and no slower, finer ones slower
 #: (apple.github.io/coremltools/docs-guides/source/opt-palettization-perf.html).
 _MIN_CHANNELS = 8
+
+#: With fewer weights per output channel than this, a layer (depthwise convolutions, most first ones) gets 8-bit
+#: integers instead of codes: these are few per cent of a network's weights, and its greatest loss.
+_FEWEST_FOR_TABLES = 32
 
 Exempt = Callable[["Operation"], bool]
 
@@ -97,11 +102,13 @@ def _compressed(const: Operation, scheme: Scheme, axis: int) -> Var | None:
 
     values = const.outputs[0].val
     weight, axis = values.astype(np.float32), axis % values.ndim
-    name = f"{const.name}_compressed"
+    name, ios = f"{const.name}_compressed", minimum_ios(scheme)
     with const.enclosing_block, mb.set_before_op(const):
-        if scheme.weight_values != "linear":
+        if scheme.weight_values != "linear" and weight.size // weight.shape[axis] >= _FEWEST_FOR_TABLES:
             return _tabled(weight, scheme, axis, values.dtype, name)
-        if minimum_ios(scheme) < BLOCKWISE:
+        if scheme.weight_values != "linear":
+            scheme = replace(scheme, precision="w8", weight_values="linear", weight_granularity="per-channel")
+        if ios < BLOCKWISE:
             coded = quantize_weight(weight, scheme, axis)
             return mb.constexpr_affine_dequantize(
                 quantized_data=coded.values,

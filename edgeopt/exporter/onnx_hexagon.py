@@ -53,9 +53,7 @@ class HexagonExporter:
         return next(_problems(scheme, rules), None)
 
     def export_float(self, model: Model, directory: Path) -> Artifact:
-        artifact = OnnxExporter().export_float(model, directory)
-        check_static(load(artifact.path, weights=False))
-        return artifact
+        return OnnxExporter().export_float(model, directory)
 
     def export_quantized(
         self, model: Model, float_artifact: Artifact, request: QuantizationRequest, directory: Path
@@ -66,7 +64,9 @@ class HexagonExporter:
             raise ConversionError(problem, where=model.name)
         if not isinstance(npu, Hexagon):
             raise ValueError("the scheme names no Hexagon")
-        prepared = for_htp(load(float_artifact.path), model.name)
+        proto = load(float_artifact.path)
+        check_static(proto)
+        prepared = for_htp(proto, model.name)
         unquantized: tuple[UnquantizedOp, ...] = ()
         if scheme.precision == "fp16":
             result = to_float16(prepared)

@@ -104,7 +104,9 @@ class HtpPlan:
     def bits_of_node(self, node: onnx.NodeProto) -> int:
         if node.op_type == "Gather" and node.input[0] in self.constants:
             return self._scheme.weight_bits  # a table of weights
-        return 16 if self._wide(node) else self._scheme.activation_bits
+        ended = self._ended_by(node)
+        wide = self._wide(node) or (ended is not None and self._wide(ended))
+        return 16 if wide else self._scheme.activation_bits
 
     def bits(self, name: str) -> int:
         """Width of a tensor as it is first quantized."""
@@ -188,17 +190,22 @@ class HtpPlan:
         constant = attributes(node).get("mode", b"constant") == b"constant"
         return not constant or not value or not self.constants[value].any()
 
+    def _ended_by(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
+        """The operator whose output range a Clip can end. It has that operator's width, whichever layer it belongs to
+        (a functional relu is in the parent): narrowed in front of it, half of the steps would be for what it cuts."""
+        maker = self._makers.get(node.input[0]) if node.op_type in CLIPS and node.input else None
+        return maker if maker is not None and maker.op_type in _SATURATING and self.computes_integers(maker) else None
+
     def _folds(self) -> Iterator[tuple[str, str]]:
         if self._scheme.activation_symmetric:
             return  # the range would reach below zero again
         for node in self.nodes:
-            source = node.input[0] if node.input else ""
-            maker = self._makers.get(source)
-            if node.op_type not in CLIPS or maker is None or maker.op_type not in _SATURATING:
+            maker = self._ended_by(node)
+            if maker is None or not self.computes_integers(node):
                 continue
-            both = self.computes_integers(node) and self.computes_integers(maker)
+            source = node.input[0]
             alone = len(self._readers[source]) == 1 and source not in self._outputs
-            if both and alone and self.bits_of_node(node) == self.bits_of_node(maker) and self._holds_zero(node):
+            if alone and self.bits_of_node(node) == self.bits_of_node(maker) and self._holds_zero(node):
                 yield source, node.output[0]
 
     def _holds_zero(self, node: onnx.NodeProto) -> bool:

@@ -33,6 +33,8 @@ MOVES = frozenset(
     {"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "MaxPool", "DepthToSpace", "Expand"}
 )
 #: Outputs of these lie in [0, 1] whatever the input, so nothing needs to be observed.
+#: A tensor of these derives from values, not from positions: pictures come as bytes.
+_REAL = frozenset({"float32", "uint8", "int8"})
 UNIT_RANGE = frozenset({"Sigmoid", "HardSigmoid", "Softmax"})
 
 
@@ -259,12 +261,15 @@ class Plan:
         return self._types.get(name) == "float32" and name not in self._positions
 
     def _find_positions(self) -> frozenset[str]:
-        """Float tensors that derive from integers only (positions, masks): eight bits can't tell 300 from 301."""
+        """Float tensors that derive from integers only (positions, masks): eight bits can't tell 300 from 301.
+
+        Bytes are no positions: pictures come as such.
+        """
         found: set[str] = set()
         for node in self.nodes:
             inputs = [name for name in node.input if name]
             if node.op_type in ("Cast", "Range", "ConstantOfShape"):
-                derived = all(self._types.get(name) != "float32" or name in found for name in inputs)
+                derived = all(self._types.get(name) not in _REAL or name in found for name in inputs)
             else:
                 varying = [name for name in inputs if name not in self._constants]
                 real = [name for name in varying if self._types.get(name) == "float32"]

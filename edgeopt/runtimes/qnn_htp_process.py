@@ -9,12 +9,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 from edgeopt.errors import ConversionError, DataError, EdgeoptError
 from edgeopt.formats.onnx_hexagon import FIRST_WITH_FLOAT
+from edgeopt.runtimes.qnn_htp_watch import PATIENCE, Patience, Watch
 from edgeopt.runtimes.qnn_htp_worker import receive, send
 from edgeopt.types import Array, Hexagon
 
@@ -63,18 +64,25 @@ class HtpProcess:
         npu: whose arithmetic and operators.
         session: further entries of ONNX Runtime's session configuration.
         verbose: whether `log` holds all that ONNX Runtime and the provider have to say.
+        patience: how long one answer may take.
 
     Attributes:
         assignment: (provider, node name, operator type) of the graph's nodes after ONNX Runtime's rewriting.
 
     Raises:
-        ConversionError: when ONNX Runtime or the provider refuses the file, or the process dies of it.
+        ConversionError: when ONNX Runtime or the provider refuses the file, or the process dies of it or hangs.
     """
 
     def __init__(
-        self, path: Path, npu: Hexagon, session: Mapping[str, str] | None = None, verbose: bool = False
+        self,
+        path: Path,
+        npu: Hexagon,
+        session: Mapping[str, str] | None = None,
+        verbose: bool = False,
+        patience: Patience = PATIENCE,
     ) -> None:
         self._path = path
+        self._patience = patience
         with ExitStack() as stack:
             self._log = stack.enter_context(tempfile.TemporaryFile())
             self._process = stack.enter_context(_start(self._log.fileno()))
@@ -108,7 +116,9 @@ class HtpProcess:
     def close(self) -> None:
         """End the process. Calling it twice is allowed."""
         if self._process.stdin is not None:
-            self._process.stdin.close()
+            # What a dead process has not read can't be flushed any more.
+            with suppress(BrokenPipeError):
+                self._process.stdin.close()
         try:
             self._process.wait(timeout=_PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -120,15 +130,19 @@ class HtpProcess:
     ) -> tuple[Mapping[str, object], dict[str, Array]]:
         if self._process.stdin is None or self._process.stdout is None or self._process.stdin.closed:
             raise ValueError("the session is closed")
-        try:
-            send(self._process.stdin, fields, arrays)
-            reply = receive(self._process.stdout)
-        except BrokenPipeError:
-            reply = None
+        with Watch(self._process, self._patience) as watch:
+            try:
+                send(self._process.stdin, fields, arrays)
+                reply = receive(self._process.stdout)
+            except BrokenPipeError:
+                reply = None
         if reply is None:
             self.close()
+            told = watch.verdict
             raise kind(
-                f"Qualcomm's HTP emulator died of it ({_fate(self._process.returncode)})",
+                f"Qualcomm's HTP emulator hangs ({told})"
+                if told is not None
+                else f"Qualcomm's HTP emulator died of it ({_fate(self._process.returncode)})",
                 where=self._path.name,
                 fix="leave out the operators that it does not know, or keep their layers out of the quantization",
             )

@@ -13,7 +13,6 @@ from edgeopt.accelerators import hexagon, hexagon_sdk
 from edgeopt.accelerators.hexagon import HexagonAccelerator
 from edgeopt.accelerators.hexagon_sdk import ExecuTorchHexagonAccelerator, LiteRTHexagonAccelerator
 from edgeopt.errors import ConversionError, MissingError
-from edgeopt.exporter import executorch_hexagon
 from edgeopt.exporter.executorch_hexagon import HexagonExporter
 from edgeopt.formats.onnx import read_signature
 from edgeopt.types import Artifact, Hexagon, LayerRules, Npu, Scheme
@@ -133,7 +132,7 @@ def test_executorch_route_needs_the_sdk(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.delenv("QNN_SDK_ROOT", raising=False)
     told = ExecuTorchHexagonAccelerator().unavailable() or ""
     assert "QNN_SDK_ROOT is not set" in told or "no Qualcomm backend" in told
-    monkeypatch.setattr(executorch_hexagon, "find_spec", lambda name: SimpleNamespace(name=name))
+    monkeypatch.setattr(hexagon_sdk, "find_spec", lambda name: SimpleNamespace(name=name))
     monkeypatch.setenv("QNN_SDK_ROOT", str(tmp_path))
     assert "has no lib/x86_64-linux-clang/libQnnHtp.so" in (ExecuTorchHexagonAccelerator().unavailable() or "")
     library = tmp_path / "lib" / "x86_64-linux-clang" / "libQnnHtp.so"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,12 +14,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt.calibration.ranges import Range
 from edgeopt.errors import ConversionError
+from edgeopt.exporter.base import CalibrationRun, QuantizationRequest, make_artifact
 from edgeopt.exporter.onnx_hexagon import HexagonExporter
 from edgeopt.exporter.onnx_hexagon_plan import HtpPlan
 from edgeopt.exporter.onnx_hexagon_prepare import MASK, check_static, for_htp
 from edgeopt.exporter.onnx_hexagon_qdq import write_htp
 from edgeopt.formats.onnx_hexagon import describe, made_for
-from edgeopt.types import Array, Hexagon, LayerRules, Scheme
+from edgeopt.types import Array, EstimatorSpec, Hexagon, LayerRules, Model, Scheme, Signature
 
 INT8, WIDE = Scheme("w8a8", "static"), Scheme("w8a16", "static")
 PHONE = Hexagon("v75", 57, 8)
@@ -184,6 +186,16 @@ def test_a_layer_of_16_bits_stands_between_conversions() -> None:
     assert sqnr(run(proto, feed), run(result, feed)) > 25
 
 
+def test_a_relu_has_the_width_of_the_layer_that_it_ends() -> None:
+    """Regression: a functional relu belongs to no layer that rules name; the 16 bits in front of it were narrowed to 8
+    over the whole range, negative half included, which was worse than 8 bits everywhere."""
+    result = quantized(conv_relu(), {"x": rng(1, 3, 8, 8)}, wide="c/")
+    assert "Relu" not in {n.op_type for n in result.graph.node}
+    types = {i.name: i.data_type for i in result.graph.initializer}
+    written = next(n for n in result.graph.node if n.op_type == "QuantizeLinear" and n.input[0] == "r_real")
+    assert types[written.input[2]] == TensorProto.UINT16
+
+
 def test_the_second_of_two_16_bit_operands_is_symmetric_int16() -> None:
     proto = graph([node("MatMul", ["a", "b"], ["y"])], {"a": [1, 4, 6], "b": [1, 6, 5]}, ["y"])
     feed = {"a": rng(1, 4, 6), "b": rng(1, 6, 5)}
@@ -293,6 +305,25 @@ def test_open_shapes_are_refused_by_name() -> None:
     proto = graph([node("Relu", ["x"], ["y"])], {"x": ["batch", 3]}, ["y"])
     with pytest.raises(ConversionError, match=r"input 'x': has the open shape \(batch, 3\)"):
         check_static(proto)
+
+
+def test_a_float_twin_with_open_shapes_is_refused_before_any_sample_is_run(tmp_path: Path) -> None:
+    """Regression: the pipeline's float twin comes from the plain exporter, and its open shape reached QNN."""
+    proto = graph([node("Relu", ["x"], ["y"])], {"x": ["batch", 3]}, ["y"])
+    onnx.save(proto, tmp_path / "model_fp32.onnx")
+    twin = make_artifact(
+        tmp_path / "model_fp32.onnx",
+        format_="onnx",
+        precision="fp32",
+        signature=Signature((), ()),
+        history=(),
+        tools=(),
+    )
+    scheme = replace(INT8, npu=PHONE)
+    run = CalibrationRun(lambda: pytest.fail("reads samples"), 1, EstimatorSpec(), lambda _: None)
+    model = Model("net", None, None, (), (), {}, None, (), (), "0" * 64)
+    with pytest.raises(ConversionError, match=r"input 'x': has the open shape \(batch, 3\)"):
+        HexagonExporter().export_quantized(model, twin, QuantizationRequest(scheme, run), tmp_path)
 
 
 def test_the_file_says_what_it_was_made_for() -> None:

@@ -347,6 +347,14 @@ def test_positions_are_not_quantized() -> None:
     assert plan.roles == {}
 
 
+def test_a_picture_of_bytes_is_no_position() -> None:
+    """Regression: the whole network stayed float, and was called int8."""
+    nodes = [node("Cast", ["x"], "f", to=TensorProto.FLOAT), node("Conv", ["f", "w"], "y")]
+    proto = graph(nodes, {"x": [1, 8, 10, 10]}, ["y"], {"w": weight(8, 8, 1, 1)}, {"x": TensorProto.UINT8})
+    plan, _ = quantized(proto, {"x": np.arange(800, dtype=np.uint8).reshape(1, 8, 10, 10)})
+    assert set(plan.roles) == {"y/Conv"}
+
+
 def test_scaling_by_a_constant_costs_nothing(tmp_path: Path) -> None:
     nodes = [node("Conv", ["x", "w"], "c"), node("Mul", ["c", "k"], "m"), node("Conv", ["m", "w"], "y")]
     proto = graph(nodes, {"x": [1, 8, 10, 10]}, ["y"], {"w": weight(8, 8, 1, 1), "k": np.float32(0.125)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeopt.errors import ConversionError, MissingError
+from edgeopt.errors import ConversionError, DataError, MissingError
 from edgeopt.runtimes import qnn_htp, qnn_htp_process
 from edgeopt.runtimes.qnn_htp import QnnHtpRuntime
 from edgeopt.runtimes.qnn_htp_process import DEFAULT, HtpProcess, first_line, missing, provider_options
+from edgeopt.runtimes.qnn_htp_watch import Patience
 from edgeopt.runtimes.qnn_htp_worker import receive, send
 from edgeopt.types import Hexagon, Signature
 
@@ -90,14 +92,64 @@ def test_open_without_the_package_is_a_missing_error(tmp_path: Path, monkeypatch
 def test_a_process_that_dies_is_one_line(
     program: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def start(log: int) -> subprocess.Popen[bytes]:
-        pipe = subprocess.PIPE
-        return subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe, stderr=log)
-
-    monkeypatch.setattr(qnn_htp_process, "_start", start)
+    stand_in(program, monkeypatch)
     with pytest.raises(ConversionError, match=told) as caught:
         HtpProcess(tmp_path / "model.onnx", DEFAULT)
     assert "\n" not in caught.value.line()
+
+
+def stand_in(program: str, monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
+    """Processes that are started run this program instead of the emulator."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(log: int) -> subprocess.Popen[bytes]:
+        pipe = subprocess.PIPE
+        started.append(subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe, stderr=log))
+        return started[-1]
+
+    monkeypatch.setattr(qnn_htp_process, "_start", start)
+    return started
+
+
+def test_a_dead_process_that_left_much_unread_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regression: closing the pipe flushed what was left, and the BrokenPipeError reached the user."""
+    opens = """import sys
+sys.stdin.buffer.readline()
+sys.stdout.write('{"fields": {"assignment": []}, "arrays": []}\\n')
+sys.stdout.flush()
+"""
+    stand_in(opens, monkeypatch)
+    process = HtpProcess(tmp_path / "model.onnx", DEFAULT)
+    with pytest.raises(DataError, match="died of it"):
+        process.run({"x": np.zeros(1 << 20, np.float32)})
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="the emulator is for Linux, and so is the watch")
+@pytest.mark.parametrize(
+    ("program", "patience", "told"),
+    [
+        ("import time; time.sleep(60)", Patience(idle_seconds=0.5), "hangs (it did nothing for 0.5 s)"),
+        ("while True: pass", Patience(idle_seconds=0.5, total_seconds=1.5), "hangs (it gave no answer in 1.5 s)"),
+    ],
+)
+def test_a_process_that_hangs_is_killed(
+    program: str, patience: Patience, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = stand_in(program, monkeypatch)
+    with pytest.raises(ConversionError, match=re.escape(told)):
+        HtpProcess(tmp_path / "model.onnx", DEFAULT, patience=patience)
+    assert started[0].poll() is not None
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="the emulator is for Linux, and so is the watch")
+def test_a_slow_process_that_works_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    works = """import sys, time
+sys.stdin.buffer.readline()
+while time.process_time() < 1.5: pass
+sys.stdout.write('{"fields": {"assignment": []}, "arrays": []}\\n')
+"""
+    stand_in(works, monkeypatch)
+    HtpProcess(tmp_path / "model.onnx", DEFAULT, patience=Patience(idle_seconds=1.0)).close()
 
 
 def test_onnxruntimes_codes_are_cut_from_its_messages() -> None:
