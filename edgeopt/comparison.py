@@ -46,6 +46,7 @@ class Comparison:
     Attributes:
         measurements: of the subjects "a" and "b"; sizes only where an emulator runs one of the files.
         outputs: how far b is from a, over `samples` samples.
+        emulated: which of "A" and "B" an emulator ran.
     """
 
     a: str
@@ -53,6 +54,7 @@ class Comparison:
     measurements: tuple[Measurement, ...]
     outputs: tuple[OutputFidelity, ...]
     samples: int
+    emulated: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +90,13 @@ def compare(
         load_runtime(second.runtime).open(second.path, second.signature, threads) as right,
     ):
         evaluation = evaluate(left, right, progress.track(samples, "Comparing outputs", len(samples)), None)
-    if first.emulated or second.emulated:
+    emulated = tuple(label for label, side in (("A", first), ("B", second)) if side.emulated)
+    if emulated:
         sizes = tuple(
             Measurement("size_bytes", subject, float(size_of(side.path)), "bytes", "measured-host", side.runtime)
             for subject, side in (("a", first), ("b", second))
         )
-        return Comparison(first.name, second.name, sizes, evaluation.outputs, evaluation.samples)
+        return Comparison(first.name, second.name, sizes, evaluation.outputs, evaluation.samples, emulated)
     progress.step("Timing both in turns")
     inputs = next(iter(samples)).inputs
     timed = [TimedFile(s, x.path, x.signature, x.runtime, inputs) for s, x in (("a", first), ("b", second))]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgeopt.compression.rewrites.apply import apply_rewrites, suggest
 from edgeopt.compression.rewrites.base import Applied, Suggestion
-from edgeopt.coverage_placing import Files, cover, cover_file, default_targets, exported_file, targets_for
+from edgeopt.coverage_placing import cover, cover_file, default_targets, exported_file, targets_for
 from edgeopt.coverage_rows import fallbacks, layer_kinds, rows_by_kind, rows_by_layer, source_layer
 from edgeopt.coverage_values import CoverageReport, Outcome, TargetCoverage
 from edgeopt.errors import ConversionError, MissingError, UsageError
@@ -102,10 +102,10 @@ def _calibration(config: RunConfig, model: Model) -> tuple[Dataset, str]:
 def _covered(
     names: Sequence[str], config: RunConfig, bench: Workbench, folder: Path, progress: Progress
 ) -> tuple[TargetCoverage, ...]:
-    found, files = [], Files(bench)
+    found = []
     for number, name in enumerate(names, 1):
         progress.step(f"{name} ({number} of {len(names)})")
-        found.append(cover(name, config, files, _new(folder)))
+        found.append(cover(name, config, bench, _new(folder)))
     return tuple(found)
 
 

@@ -14,9 +14,21 @@ from edgeopt.device_profiles import load_device
 from edgeopt.errors import ConversionError, EdgeoptError, MissingError
 from edgeopt.exporter import load_exporter
 from edgeopt.formats import SUFFIXES, litert, onnx, summarize
+from edgeopt.report.units import quantity, title
 from edgeopt.targets import list_targets, load_target
 from edgeopt.targets.schema import Target
-from edgeopt.types import Artifact, EstimatorSpec, Format, LayerRules, Npu, OpPlacement, Placement, Precision, Scheme
+from edgeopt.types import (
+    Artifact,
+    EstimatorSpec,
+    EthosU,
+    Format,
+    LayerRules,
+    Npu,
+    OpPlacement,
+    Placement,
+    Precision,
+    Scheme,
+)
 from edgeopt.workbench import Workbench
 
 #: One per CPU runtime; they stand beside the accelerators.
@@ -24,6 +36,8 @@ _CPU_TARGETS = ("android-int8", "android-onnx-int8", "android-executorch-int8")
 #: Of an accelerator's targets the one that people start from.
 _FIRST: tuple[Precision, ...] = ("w8a8", "fp16")
 _CPU = {"litert": "int8 kernels of LiteRT", "onnx": "int8 kernels of ONNX Runtime", "executorch": "XNNPACK"}
+#: The LiteRT file of every Ethos-U is this one's; only what Vela makes of it differs.
+_ANY_ETHOS_U = EthosU("ethos-u55", macs=128, mhz=1, system_config="", memory_mode="", sram_bytes=0, storage_bytes=0)
 _CONVERSIONS = frozenset({"QUANTIZE", "DEQUANTIZE", "Convert"}) | onnx.CONVERSIONS
 
 
@@ -54,28 +68,7 @@ def targets_for(format_: Format) -> tuple[str, ...]:
     return tuple(chosen.values())
 
 
-class Files:
-    """A model's files. A format that the model can't be converted to is tried once."""
-
-    def __init__(self, workbench: Workbench) -> None:
-        self._workbench = workbench
-        self._failed: dict[Format, EdgeoptError] = {}
-
-    def make(self, target: Target, scheme: Scheme, estimator: EstimatorSpec) -> Artifact:
-        """The target's file. Raises what its exporter raises."""
-        if target.format in self._failed:
-            raise self._failed[target.format]
-        try:
-            float_artifact = self._workbench.float_artifact(target.format)
-        except EdgeoptError as error:
-            self._failed[target.format] = error
-            raise
-        if scheme.precision == "fp32":
-            return float_artifact
-        return self._workbench.quantized_artifact(target.format, scheme, estimator)[0]
-
-
-def cover(name: str, config: RunConfig, files: Files, directory: Path) -> TargetCoverage:
+def cover(name: str, config: RunConfig, workbench: Workbench, directory: Path) -> TargetCoverage:
     """Make the target's file, and tell where its operators run.
 
     Raises UsageError where the target or its device is no known one: that is a mistake in the request, no result.
@@ -88,12 +81,21 @@ def cover(name: str, config: RunConfig, files: Files, directory: Path) -> Target
             raise ConversionError(problem)
         given = target.estimator
         estimator = EstimatorSpec(config.estimator or given.name, config.percentile or given.percentile)
-        artifact = files.make(target, scheme, estimator)
+        if scheme.is_plain_float:
+            artifact = workbench.float_artifact(target.format)
+        else:
+            artifact, _ = workbench.quantized_artifact(target.format, _of_file(scheme, target.format), estimator)
         if npu is None:
             return Compiled(artifact, _on_cpu(artifact))
         return load_accelerator(target.format, npu.kind).compile(artifact, npu, directory)
 
     return _covered(name, config.device, compiled)
+
+
+def _of_file(scheme: Scheme, format_: Format) -> Scheme:
+    """The scheme by which accelerators share a file where their exporter makes the same for all of them."""
+    shared = format_ == "litert" and isinstance(scheme.npu, EthosU)
+    return replace(scheme, npu=_ANY_ETHOS_U) if shared else scheme
 
 
 def cover_file(name: str, device: str | None, artifact: Artifact, directory: Path) -> TargetCoverage:
@@ -110,11 +112,12 @@ def cover_file(name: str, device: str | None, artifact: Artifact, directory: Pat
 
 
 def exported_file(path: Path) -> Artifact | None:
-    """The artifact of a .tflite, .pte or quantized .onnx file, which needs no conversion; None for anything else.
+    """The artifact of a .tflite, .pte, .mlpackage or quantized .onnx file, which needs no conversion; None for anything
+    else.
 
-    Raises UsageError where the file is corrupt.
+    Raises UsageError where the file is absent or corrupt.
     """
-    if path.suffix not in SUFFIXES or not path.is_file():
+    if path.suffix not in SUFFIXES:
         return None
     summary = summarize(path)
     if summary.format == "onnx" and not any(op.type in onnx.CONVERSIONS for op in summary.ops):
@@ -150,9 +153,9 @@ def _covered(name: str, device_name: str | None, compile_: Callable[[Target, Npu
         return replace(empty, problem=f"can't convert: {error.line()}")
     latencies = [one.value for one in made.measurements if one.name == "latency_ms"]
     missed = tuple(
-        f"{check.name} {check.measured:.4g}, limit {check.limit:.4g}"
-        for check in made.checks
-        if not check.passed and check.measured is not None and check.limit is not None
+        f"{title(one.name)} {quantity(one.measured, one.unit)}, and the device has {quantity(one.limit, one.unit)}"
+        for one in made.checks
+        if not one.passed
     )
     return replace(empty, placement=made.placement, latency_ms=latencies[0] if latencies else None, warnings=missed)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from edgeopt.accelerators import load_accelerator
 from edgeopt.compression.steps import Qat
 from edgeopt.config import RunConfig, resolve_gates
-from edgeopt.device_profiles import load_device
+from edgeopt.device_profiles import list_devices, load_device
 from edgeopt.errors import ConfigError, ConversionError, MissingError, UsageError
 from edgeopt.examples import EXAMPLES
 from edgeopt.exporter import load_exporter
@@ -154,10 +154,11 @@ def _with_npu(scheme: Scheme, target: Target, device: DeviceProfile) -> Scheme:
     npu = device.npu(target.accelerator)
     if npu is None:
         has = ", ".join(npu.kind for npu in device.npus) or "none"
+        others = ", ".join(one.name for one in list_devices() if one.npu(target.accelerator) is not None)
         raise UsageError(
             f"has no {target.accelerator}, which target {target.name!r} is for (its accelerators: {has})",
             where=f"device {device.name!r}",
-            fix="see `edgeopt devices`",
+            fix=f"take one of {others}",
         )
     accelerator = load_accelerator(target.format, target.accelerator)
     if (reason := accelerator.unavailable()) is not None:

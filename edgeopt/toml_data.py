@@ -51,7 +51,7 @@ def find_file(kind: str, name_or_path: str, directory: Path, where: str | None =
     names = sorted(path.stem for path in directory.glob("*.toml"))
     if name_or_path not in names:
         near = get_close_matches(name_or_path, names, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
+        hint = f"did you mean {' or '.join(near)}?" if near else f"see `edgeopt {kind}s`"
         raise UsageError(
             f"unknown {kind} {name_or_path!r}", where=where, fix=f"{hint} (a file of your own: give its path)"
         )

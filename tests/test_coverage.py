@@ -113,16 +113,13 @@ class FakeBench:
     def __init__(self, artifact: Artifact | None = None) -> None:
         self.artifact = artifact
         self.asked: list[str] = []
-
-    def float_artifact(self, format_: str) -> Artifact:
-        self.asked.append(f"float {format_}")
-        if self.artifact is None:
-            raise ConversionError("has an operator from another world", where="layer 'body.0'")
-        return self.artifact
+        self.schemes: list[Scheme] = []
 
     def quantized_artifact(self, format_: str, scheme: Scheme, estimator: EstimatorSpec) -> tuple[Artifact, tuple[()]]:
         self.asked.append(f"{scheme.precision} {format_} {estimator.name}")
-        assert self.artifact is not None
+        self.schemes.append(scheme)
+        if self.artifact is None:
+            raise ConversionError("has an operator from another world", where="layer 'body.0'")
         return self.artifact, ()
 
 
@@ -144,37 +141,43 @@ def artifact_of(path: Path, unquantized: tuple[UnquantizedOp, ...] = ()) -> Arti
     return Artifact(path, "litert", "w8a8", Signature((), ()), 1, "", (), {}, unquantized)
 
 
-def files(bench: FakeBench) -> coverage_placing.Files:
-    return coverage_placing.Files(bench)  # type: ignore[arg-type]
+def covered_by(bench: FakeBench, target: str, folder: Path, device: str | None = None) -> TargetCoverage:
+    return coverage_placing.cover(target, RunConfig(device=device), bench, folder)  # type: ignore[arg-type]
 
 
 def test_accelerator_is_asked_about_the_exported_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coverage_placing, "load_accelerator", lambda *_: FakeAccelerator())
     bench = FakeBench(artifact_of(tmp_path / "model.tflite"))
-    found = coverage_placing.cover("ethosu55-int8", RunConfig(), files(bench), tmp_path)
+    found = covered_by(bench, "ethosu55-int8", tmp_path)
     assert found.problem is None
     assert found.placement is not None
     assert (found.placement.accelerator, found.on_cpu, found.latency_ms) == ("ethos-u55", 0, 2.5)
-    assert found.warnings == ("sram_bytes 400, limit 300",)
-    assert bench.asked[1].startswith("w8a8 litert")
+    assert found.warnings == ("SRAM 400 B, and the device has 300 B",)
+    assert bench.asked[0].startswith("w8a8 litert")
 
 
 def test_missing_tool_and_refused_model_are_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeAccelerator()
     monkeypatch.setattr(coverage_placing, "load_accelerator", lambda *_: fake)
     bench = FakeBench()
-    shared = files(bench)
-    for name in ("ethosu55-int8", "ethosu85-int8"):
-        found = coverage_placing.cover(name, RunConfig(), shared, tmp_path)
-        assert found.problem == "can't convert: layer 'body.0': has an operator from another world"
-    assert bench.asked == ["float litert"]  # tried once
+    found = covered_by(bench, "ethosu55-int8", tmp_path)
+    assert found.problem == "can't convert: layer 'body.0': has an operator from another world"
     fake.missing = "vela is not installed; pip install 'edgeopt[ethos-u]'"
-    found = coverage_placing.cover("ethosu55-int8", RunConfig(), shared, tmp_path)
+    found = covered_by(bench, "ethosu55-int8", tmp_path)
     assert found.problem == f"needs more on this machine: {fake.missing}"
-    found = coverage_placing.cover("ethosu55-int8", RunConfig(device="pixel-8"), shared, tmp_path)
+    found = covered_by(bench, "ethosu55-int8", tmp_path, "pixel-8")
     assert found.problem == "device 'pixel-8' has no ethos-u55"
     with pytest.raises(UsageError, match="no-such-target"):
-        coverage_placing.cover("no-such-target", RunConfig(), shared, tmp_path)
+        covered_by(bench, "no-such-target", tmp_path)
+
+
+def test_ethos_us_share_one_litert_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coverage_placing, "load_accelerator", lambda *_: FakeAccelerator())
+    bench = FakeBench(artifact_of(tmp_path / "model.tflite"))
+    for name in ("ethosu55-int8", "ethosu65-int8", "ethosu85-int8", "edgetpu-int8", "ethosu55-executorch-int8"):
+        covered_by(bench, name, tmp_path)
+    assert len(set(bench.schemes[:3])) == 1
+    assert len(set(bench.schemes)) == 3
 
 
 def test_default_targets_are_one_per_accelerator_and_cpu_runtime() -> None:
@@ -194,7 +197,9 @@ def test_files_go_to_the_accelerators_that_take_their_format(tmp_path: Path, mon
     assert coverage_placing.cover_file("edgetpu-int8", None, artifact, tmp_path).on_cpu == 0
     other = coverage_placing.cover_file("openvino-int8", None, artifact, tmp_path)
     assert other.problem == "can't convert: takes onnx files, and this is litert"
-    assert coverage_placing.exported_file(tmp_path / "absent.tflite") is None
+    # Regression: an absent file was called no model source.
+    with pytest.raises(UsageError, match="absent.tflite: no such file"):
+        coverage_placing.exported_file(tmp_path / "absent.tflite")
     assert coverage_placing.exported_file(Path("net.py:build")) is None
 
 

@@ -31,6 +31,8 @@ class ArmAccelerator:
     def unavailable(self) -> str | None:
         if find_spec("executorch") is None:
             return "reading .pte files needs the package 'executorch'; pip install executorch"
+        if find_spec("ethosu") is None:
+            return MissingError.extra(PACKAGE, "ethos-u", "an Ethos-U file").line()
         return None
 
     def compile(self, artifact: Artifact, npu: Npu, directory: Path) -> Compiled:
@@ -56,6 +58,15 @@ class ArmAccelerator:
             ),
             findings=tuple(_findings(placement)),
         )
+
+
+class VgfAccelerator(ArmAccelerator):
+    """Needs no Vela: the GPU's driver compiles."""
+
+    def unavailable(self) -> str | None:
+        if find_spec("model_converter") is None:
+            return MissingError.extra("ai-ml-sdk-model-converter", "vgf", "a VGF file").line()
+        return None
 
 
 def place(path: Path, npu: EthosU | Vgf) -> Placement:

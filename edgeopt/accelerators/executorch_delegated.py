@@ -52,6 +52,15 @@ class DelegatedAccelerator:
         return Compiled(artifact, placement, findings=(_not_executed(title),))
 
 
+class CoreMLDelegateAccelerator(DelegatedAccelerator):
+    """The exporter converts with coremltools."""
+
+    def unavailable(self) -> str | None:
+        if find_spec("coremltools") is None:
+            return MissingError.extra("coremltools", "apple", "a Core ML delegate").line()
+        return super().unavailable()
+
+
 def _placed(path: Path, backend: str) -> Iterator[OpPlacement]:
     """All operators in file order."""
     calls = {call.instruction: call for call in read_calls(path)}

@@ -32,6 +32,14 @@ PYTHON_PACKAGE: dict[Format, str] = {
     "executorch": "executorch",
     "coreml": "coremltools",
 }
+#: What `check.py` opens a file with, by suffix.
+CHECK_PACKAGE = {
+    ".tflite": PYTHON_PACKAGE["litert"],
+    ".onnx": PYTHON_PACKAGE["onnx"],
+    ".pte": PYTHON_PACKAGE["executorch"],
+    ".mlpackage": PYTHON_PACKAGE["coreml"],
+    ".tosa": "tosa-tools",
+}
 GRADLE: dict[Format, str] = {
     "litert": "com.google.ai.edge.litert:litert",
     "onnx": "com.microsoft.onnxruntime:onnxruntime-android",
@@ -62,6 +70,7 @@ def render_guide(manifest: Manifest, *, has_chart: bool, sizes: StorageSizes | N
         autoescape=False,  # Markdown, not HTML
     )
     package = PYTHON_PACKAGE[manifest.format]
+    check_package = CHECK_PACKAGE[Path(manifest.model.emulation or manifest.model.file).suffix]
     quantized = [t for t in _tensors(manifest.model) if t.quantization is not None]
     return environment.get_template("README.md.j2").render(
         m=manifest,
@@ -70,6 +79,8 @@ def render_guide(manifest: Manifest, *, has_chart: bool, sizes: StorageSizes | N
         runtime=RUNTIME_TITLE[manifest.format],
         package=package,
         version=manifest.tools.get(package),
+        check_package=check_package,
+        check_version=manifest.tools.get(check_package),
         gradle=GRADLE.get(manifest.format),
         cmake=CMAKE.get(manifest.format),
         inputs=[_row(tensor) for tensor in manifest.model.signature.inputs],

@@ -6,8 +6,9 @@ from edgeopt.types import Format, NpuKind
 
 _ETHOS_U_LITERT = (
     "The file holds Vela's command stream in the custom operator `ethos-u`. It runs in TensorFlow Lite for "
-    "Microcontrollers built with the Ethos-U kernel and the Ethos-U core driver; other interpreters refuse it. It was "
-    "compiled for one configuration and memory mode of the NPU: for another board, export it again."
+    "Microcontrollers built with the Ethos-U kernel and the Ethos-U core driver; other interpreters refuse it. "
+    "Address inputs and outputs by position: Vela renames tensors. It is for one configuration and memory mode of the "
+    "NPU: for another board, export it again."
 )
 _ETHOS_U_EXECUTORCH = (
     "The file holds Vela's command stream in delegates of the backend `EthosUBackend`. It runs in ExecuTorch built for "
@@ -29,7 +30,8 @@ _TEXTS: dict[tuple[Format, NpuKind], str] = {
         "`model_edgetpu.tflite` of it, which runs with the Edge TPU runtime (libedgetpu) as a LiteRT delegate."
     ),
     ("onnx", "hexagon"): (
-        "Open it with ONNX Runtime's QNN execution provider and `backend_path` = `libQnnHtp.so`. A context binary in "
+        "Open it with ONNX Runtime's QNN execution provider (for Android: the Maven package "
+        "`com.microsoft.onnxruntime:onnxruntime-android-qnn`) and `backend_path` = `libQnnHtp.so`. A context binary in "
         "`compiled/` spares the device the compilation, on the one system on chip that it was made for."
     ),
     ("litert", "hexagon"): "Open it with LiteRT's NPU accelerator for Qualcomm (QNN).",

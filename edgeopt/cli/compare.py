@@ -58,6 +58,10 @@ def _show(comparison: Comparison, console: Console) -> None:
         ratio = f"{second.value / first.value:.2f}" if first and second and first.value else ""
         rows.add_row(title(name), _figure(first), _figure(second), ratio)
     console.print(rows)
+    if comparison.emulated:
+        both = len(comparison.emulated) > 1
+        who = "both files run" if both else f"{comparison.emulated[0]} runs"
+        console.print(f"Not timed: {who} in an emulator here, whose time says nothing about the device's.")
     if not comparison.outputs:
         return
     columns = ("B agrees with A", "SQNR", "largest difference")

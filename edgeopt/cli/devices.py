@@ -23,6 +23,7 @@ def devices(
     Example: edgeopt devices raspberry-pi-5
     """
     from edgeopt.device_profiles import list_devices, load_device
+    from edgeopt.report.text import WIDE
 
     if name is not None:
         device = load_device(name)
@@ -35,11 +36,16 @@ def devices(
     if json:
         print_json({"devices": known})
         return
-    rows = table("Device", "Class", "SoC", "Memory", "int8 dot", right=("Memory",), fold=("SoC",))
+    console = stdout()
+    headings = ("Device", "SoC", "Memory", "int8 dot", "Accelerator", "Class")
+    shown = headings if console.width >= WIDE else headings[:-1]
+    rows = table(*shown, right=("Memory",), fold=("SoC",))
     for device in known:
-        rows.add_row(device.name, device.device_class, device.soc, _memory(device), _dot_products(device))
-    stdout().print(rows)
-    stdout().print("'edgeopt devices NAME' shows all; a .toml file of your own works in place of a name.")
+        kinds = ", ".join(npu.kind for npu in device.npus) or "-"
+        cells = (device.name, device.soc, _memory(device), _dot_products(device), kinds, device.device_class)
+        rows.add_row(*cells[: len(shown)])
+    console.print(rows)
+    console.print("'edgeopt devices NAME' shows all; a .toml file of your own works in place of a name.")
 
 
 def _show(device: DeviceProfile) -> None:

@@ -65,6 +65,7 @@ def _show_bundle(bundle: LoadedBundle, report: Report, console: Console) -> None
                 "Model": manifest.name,
                 "Target": f"{manifest.target}, aimed at {manifest.device}",
                 "Status": f"{manifest.status}" + (f": {missed}" if missed else ""),
+                **_on_accelerator(report),
                 "Stayed float": f"{len(report.unquantized_ops)} operators" if report.unquantized_ops else "nothing",
                 "Preprocessing": manifest.preprocessing.kind if manifest.preprocessing is not None else "none",
                 "Labels": str(len(manifest.labels)) if manifest.labels else "none",
@@ -76,6 +77,23 @@ def _show_bundle(bundle: LoadedBundle, report: Report, console: Console) -> None
         )
     )
     console.print()
+
+
+def _on_accelerator(report: Report) -> dict[str, str]:
+    """What is on record of a file for an accelerator; nothing of others."""
+    from edgeopt.report import placed
+    from edgeopt.report.units import quantity
+
+    rows: dict[str, str] = {}
+    if report.placement is not None:
+        rows["Placement"] = placed(report.placement)
+        latency = next((m for m in report.measurements if m.name == "latency_ms" and m.provenance == "estimated"), None)
+        if latency is not None:
+            rows["Latency"] = f"{quantity(latency.value, latency.unit)}, estimated"
+    emulates = report.evaluation.get("emulates")
+    if isinstance(emulates, str):
+        rows["Proven in"] = f"{report.runtime}: {emulates}"
+    return rows
 
 
 def _show_file(summary: FileSummary, path: Path, console: Console) -> None:

@@ -20,7 +20,7 @@ class Editor(FlatGraph):
 
     def __init__(self, model: schema.ModelT) -> None:
         super().__init__(model)
-        self._taken = {self.tensor_name(i) for i in range(len(self.graph.tensors))}
+        self._taken = {(tensor.name or b"").decode() for graph in model.subgraphs for tensor in graph.tensors}
         for buffer in model.buffers:
             if buffer.data is not None:  # Anything but an array is written byte by byte, which takes seconds.
                 buffer.data = np.frombuffer(bytes(buffer.data), np.uint8)
@@ -33,7 +33,7 @@ class Editor(FlatGraph):
         """A constant of a type that its values have; its scales are for its first axis where there are several."""
         from ai_edge_litert import schema_py_generated as schema
 
-        types = {"float32": "FLOAT32", "int8": "INT8", "int32": "INT32", "int64": "INT64"}
+        types = {"float32": "FLOAT32", "int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64"}
         buffer, tensor = schema.BufferT(), schema.TensorT()
         buffer.data = np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
         self.model.buffers.append(buffer)

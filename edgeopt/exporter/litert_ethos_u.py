@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from edgeopt.errors import ConversionError
 from edgeopt.exporter.base import QuantizationRequest
 from edgeopt.exporter.litert import LiteRTExporter
 from edgeopt.types import Artifact, LayerRules, Model, Scheme
@@ -23,6 +24,12 @@ class EthosUExporter(LiteRTExporter):
     def export_quantized(
         self, model: Model, float_artifact: Artifact, request: QuantizationRequest, directory: Path
     ) -> Artifact:
+        if free := next((spec.name for spec in model.inputs if spec.is_dynamic), None):
+            raise ConversionError(
+                f"the input {free!r} has a free dimension, and an Ethos-U runs static shapes only",
+                where=model.name,
+                fix="give a static one: --input 'NAME=float32[1,3,224,224]'",
+            )
         if request.scheme.precision != "w8a16":
             return super().export_quantized(model, float_artifact, request, directory)
         # Quantized borders have the type of the activations; a scheme's word for them is "int8".

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.layer_names import strip_wrapper
@@ -26,6 +26,8 @@ KERNEL_OPERATORS = (
     "CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "CONV_3D", "CONV_3D_TRANSPOSE", "FULLY_CONNECTED", "BATCH_MATMUL",
     "EMBEDDING_LOOKUP",
 )  # fmt: skip
+#: What ai-edge-quantizer appends to the names of tensors that it converts.
+_CONVERTED = re.compile(r"(?:_quantized|_dequant)+(?=:|$)")
 _KERNEL_TARGETS = ("conv", "linear", "matmul", "embedding", "addmm", "bmm", "aten.mm")
 
 
@@ -175,3 +177,18 @@ def _unique(name: str, taken: set[str]) -> str:
         unique = f"{name}:{number}"
     taken.add(unique)
     return unique
+
+
+def rename_conversions(model: schema.ModelT, known: Collection[str]) -> None:
+    """Give tensors that ai-edge-quantizer made of others ("conv:1_quantized") names after their layer, in place.
+
+    Args:
+        known: names of the file's tensors before it was quantized, which stay.
+    """
+    tensors = [tensor for graph in model.subgraphs for tensor in graph.tensors]
+    taken = {tensor.name.decode() for tensor in tensors} | set(known)
+    for tensor in tensors:
+        name = tensor.name.decode()
+        stem = _CONVERTED.sub("", name)
+        if stem != name and name not in known:
+            tensor.name = _unique(stem if "/" in stem else stem.partition(":")[0], taken).encode()

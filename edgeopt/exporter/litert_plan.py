@@ -171,7 +171,6 @@ def kept_by_rule(graphs: Sequence[Graph], scheme: Scheme, rules: LayerRules) -> 
     if scheme.activations == "static":
         # Nothing can be observed in there: the bodies of loops and reductions run inside one operator.
         kept += [KeptFloat(op.outputs[0], _INSIDE) for g in graphs[1:] for op in g.ops if op.outputs]
-        kept += [KeptFloat(op.outputs[0], _DELICATE) for op in delicate(graphs[0])]
     if scheme.weight_granularity == "per-group":
         for graph in graphs:
             for op, name in graph.weights():
@@ -180,6 +179,11 @@ def kept_by_rule(graphs: Sequence[Graph], scheme: Scheme, rules: LayerRules) -> 
                     reason = f"its {width} inputs don't divide into groups of {scheme.group_size}"
                     kept.append(KeptFloat(op.outputs[0], reason))
     return kept
+
+
+def kept_by_nature(graph: Graph, scheme: Scheme) -> list[KeptFloat]:
+    """Normalization and attention, where the processor has fast float arithmetic."""
+    return [KeptFloat(op.outputs[0], _DELICATE) for op in delicate(graph)] if scheme.activations == "static" else []
 
 
 def kept_by_masks(graph: Graph, masks: Mapping[str, float]) -> list[KeptFloat]:
@@ -218,7 +222,7 @@ def delicate(graph: Graph) -> list[Op]:
     computed = graph.computed()
     touching = _touching(graph)
     found: set[int] = set()
-    queue = [i for i, op in enumerate(graph.ops) if op.kind in _NORMALIZING or _multiplies_activations(op, computed)]
+    queue = [i for i, op in enumerate(graph.ops) if op.kind in _NORMALIZING or multiplies_activations(op, computed)]
     seen = set(queue)
     while queue:
         index = queue.pop()
@@ -231,7 +235,7 @@ def delicate(graph: Graph) -> list[Op]:
     return [graph.ops[i] for i in sorted(found | _between(graph, found))]
 
 
-def _multiplies_activations(op: Op, computed: set[str]) -> bool:
+def multiplies_activations(op: Op, computed: set[str]) -> bool:
     return op.kind == "BATCH_MATMUL" and all(name in computed for name in op.inputs)
 
 

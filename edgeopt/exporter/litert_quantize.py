@@ -16,11 +16,15 @@ from edgeopt.exporter import litert_plan
 from edgeopt.exporter.base import QuantizationRequest
 from edgeopt.exporter.litert_calibrate import Calibration, trained_ranges
 from edgeopt.exporter.litert_convert import quiet
+from edgeopt.exporter.litert_integer import attends, finite_masks, integer_npu, wide_by_nature
+from edgeopt.exporter.litert_integer_rewrites import lower
+from edgeopt.exporter.litert_islands import fill_islands
+from edgeopt.exporter.litert_names import rename_conversions
 from edgeopt.exporter.litert_plan import Graph, KeptFloat
 from edgeopt.exporter.litert_recipe import write_recipe
 from edgeopt.exporter.litert_rewrite import split_hardswish
 from edgeopt.exporter.litert_statistics import statistics
-from edgeopt.types import Signature
+from edgeopt.types import Scheme, Signature
 
 if TYPE_CHECKING:
     from ai_edge_litert import schema_py_generated as schema
@@ -52,25 +56,56 @@ def quantize(
         from ai_edge_litert.tools import flatbuffer_utils
     model = flatbuffer_utils.read_model(str(source))
     graphs = [Graph.of(model, graph) for graph in model.subgraphs]
+    integers = integer_npu(request.scheme)
     kept = litert_plan.kept_by_rule(graphs, request.scheme, request.rules)
+    if integers is None or (not integers.has_16_bits and attends(graphs[0])):
+        kept += litert_plan.kept_by_nature(graphs[0], request.scheme)
+    wide = _wide(graphs[0], request, {k.tensor for k in kept})
     ranges: dict[str, Range] = {}
     if request.calibration is not None:
         calibration = Calibration(source, signature, graphs[0], request.calibration)
-        ranges = _ranges(calibration, graphs[0], request, {k.tensor for k in kept})
+        ranges = _ranges(calibration, graphs[0], request.scheme, {k.tensor for k in kept}, wide)
         ranges |= {n: r for n, r in trained_ranges(graphs[0], input_ranges).items() if n in ranges}
-        kept += litert_plan.kept_by_masks(graphs[0], calibration.masks())
+        masks = calibration.masks()
+        if integers is not None and integers.has_16_bits:
+            finite = finite_masks(model, graphs[0], masks, ranges)
+            ranges |= finite.ranges
+            masks = {n: reach for n, reach in masks.items() if n not in finite.ranges and n not in finite.constants}
+        kept += litert_plan.kept_by_masks(graphs[0], masks)
         ranges |= split_hardswish(model, {k.tensor for k in kept})
+        if integers is not None:
+            lowered = lower(model, ranges, {k.tensor for k in kept}, wide, request.scheme, integers)
+            ranges |= lowered.ranges
+            wide |= lowered.wide
         graphs = [Graph.of(model, graph) for graph in model.subgraphs]
-    content = _converted(model, graphs, request, ranges, {k.tensor for k in kept}, source.name)
-    destination.write_bytes(_with_outputs_aligned(content, model, request.scheme.io))
+    content = _converted(model, graphs, request.scheme, ranges, wide, {k.tensor for k in kept}, source.name)
+    finished = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+    if integers is not None:
+        fill_islands(finished, ranges, {k.tensor for k in kept}, wide, request.scheme)
+        rename_conversions(finished, {tensor.name.decode() for graph in model.subgraphs for tensor in graph.tensors})
+    _align_outputs(finished, model, request.scheme.io)
+    for buffer in finished.buffers:
+        if buffer.data is not None:  # Anything but an array is written byte by byte, which takes seconds.
+            buffer.data = np.frombuffer(buffer.data, np.uint8)
+    destination.write_bytes(bytes(flatbuffer_utils.convert_object_to_bytearray(finished)))
     return tuple(kept)
 
 
-def _ranges(calibration: Calibration, graph: Graph, request: QuantizationRequest, kept: set[str]) -> dict[str, Range]:
+def _wide(graph: Graph, request: QuantizationRequest, kept: set[str]) -> set[str]:
+    """First outputs of the operators that get 16-bit activations in an 8-bit file."""
+    wide = litert_plan.wide_ops(graph, request.rules, kept)
+    integers = integer_npu(request.scheme)
+    if integers is not None and integers.has_16_bits:
+        wide |= wide_by_nature(graph) - kept
+    return wide
+
+
+def _ranges(
+    calibration: Calibration, graph: Graph, scheme: Scheme, kept: set[str], wide_ops: set[str]
+) -> dict[str, Range]:
     """Of every activation that a quantized operator touches, each estimated for the integers that will hold it."""
-    scheme = request.scheme
     wanted = graph.quantized_activations(kept)
-    wide = litert_plan.wide_tensors(graph, litert_plan.wide_ops(graph, request.rules, kept), kept) & wanted
+    wide = litert_plan.wide_tensors(graph, wide_ops, kept) & wanted
     bits = scheme.activation_bits
     found = calibration.ranges(wanted - wide, bits=bits, symmetric=bits == 16 or scheme.activation_symmetric)
     if wide:
@@ -81,16 +116,15 @@ def _ranges(calibration: Calibration, graph: Graph, request: QuantizationRequest
 def _converted(
     model: schema.ModelT,
     graphs: Sequence[Graph],
-    request: QuantizationRequest,
+    scheme: Scheme,
     ranges: Mapping[str, Range],
+    wide: set[str],
     kept: set[str],
     where: str,
 ) -> bytes:
     with quiet():
         from ai_edge_litert.tools import flatbuffer_utils
         from ai_edge_quantizer import quantizer as aeq
-    scheme = request.scheme
-    wide = litert_plan.wide_ops(graphs[0], request.rules, kept)
     try:
         # It draws a progress bar for every model, however small and told not to.
         with quiet(), contextlib.redirect_stderr(io.StringIO()):
@@ -110,17 +144,14 @@ def _converted(
     return bytes(result.quantized_model)
 
 
-def _with_outputs_aligned(content: bytes, source: schema.ModelT, io: str) -> bytes:
-    """Undo a disagreement between the file's signature and its graph about which tensors are the outputs.
+def _align_outputs(model: schema.ModelT, source: schema.ModelT, io: str) -> None:
+    """Undo a disagreement between the file's signature and its graph about which tensors are the outputs, in place.
 
     Where an output also feeds an operator that stays float, ai-edge-quantizer inserts one DEQUANTIZE for both and
     puts its result among the graph's outputs, but not in the signature.
     """
-    from ai_edge_litert.tools import flatbuffer_utils
-
     if not source.signatureDefs:
-        return content
-    model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+        return
     signature, before = model.signatureDefs[0], source.signatureDefs[0]
     graph, graph_before = model.subgraphs[signature.subgraphIndex], source.subgraphs[before.subgraphIndex]
     positions = {t.name: list(graph_before.outputs).index(t.tensorIndex) for t in before.outputs}
@@ -132,7 +163,3 @@ def _with_outputs_aligned(content: bytes, source: schema.ModelT, io: str) -> byt
         else:
             outputs[position] = entry.tensorIndex
     graph.outputs = np.array(outputs, np.int32)
-    for buffer in model.buffers:
-        if buffer.data is not None:  # Anything but an array is written byte by byte, which takes seconds.
-            buffer.data = np.frombuffer(buffer.data, np.uint8)
-    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))

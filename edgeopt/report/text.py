@@ -41,8 +41,8 @@ def render(report: Report, console: Console) -> None:
         console.print(Text("What each step did", style="bold"))
         console.print(Padding(steps_table(report.steps), (0, 0, 1, 2)))
     _print_list(console, "Not quantized or not delegated", _unquantized(report.unquantized_ops))
-    if report.placement is not None:
-        _print_list(console, _placed(report.placement), _fallbacks(report.placement))
+    if report.placement is not None:  # shown without any on the CPU, too
+        _print_list(console, placed(report.placement), _fallbacks(report.placement))
         _print_list(console, "Slowest operators there (estimated)", _timings(_estimated(report.placement)))
     _print_list(console, "Slowest operators", _timings(report.op_timings))
     _print_list(console, "What the recipe tried", _findings(report, of_recipe=True))
@@ -186,8 +186,8 @@ def _unquantized(ops: Sequence[UnquantizedOp]) -> list[str]:
     return _capped(lines, MAX_GROUPS, "kinds, all in report.json")
 
 
-def _placed(placement: Placement) -> str:
-    """Heading of the list of operators on the CPU; it is shown without any, too."""
+def placed(placement: Placement) -> str:
+    """In one line: how much of the file runs on the accelerator, who says so, and whether that is a prediction."""
     total, left = len(placement.ops), len(placement.on_cpu)
     who = f"{'predicted by' if placement.predicted else 'says'} {placement.told_by}"
     return f"On {placement.accelerator}: {total - left} of {total} operators ({who})"

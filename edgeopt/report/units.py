@@ -34,7 +34,7 @@ def title(name: str) -> str:
 
 
 def quantity(value: float | None, unit: str) -> str:
-    """A value in its unit: bytes as KiB or MiB, fractions as per cent, times to three digits.
+    """A value in its unit: bytes as KiB, MiB or GiB, fractions as per cent, times to three digits.
 
     None is "not measured"; an infinite SQNR, which identical outputs have, is "exact".
     """
@@ -84,4 +84,6 @@ def _bytes(value: float) -> str:
         return f"{value:.0f} B"
     if abs(value) < 1 << 20:
         return f"{value / (1 << 10):.1f} KiB"
-    return f"{value / (1 << 20):.2f} MiB"
+    if abs(value) < 1 << 30:
+        return f"{value / (1 << 20):.2f} MiB"
+    return f"{value / (1 << 30):.2f} GiB"

@@ -12,6 +12,7 @@ from pathlib import Path
 from edgeopt.errors import ConversionError
 from edgeopt.formats.litert import readable
 from edgeopt.runtimes.tosa_mlir import foreign, io_names, repaired
+from edgeopt.runtimes.tosa_tables import with_wide_tables
 
 #: Both converters take a second for a network of some megabytes.
 _TIME_LIMIT_S = 900
@@ -50,7 +51,7 @@ def to_tosa(path: Path) -> Converted:
             inputs, outputs = io_names(text)
         except ValueError as error:
             raise ConversionError(f"the TOSA converter's program has {error}", where=str(path)) from error
-        mlir.write_text(repaired(text), encoding="utf-8")
+        mlir.write_text(with_wide_tables(repaired(text)), encoding="utf-8")
         _run(path, [*_TO_FLATBUFFER, "-i", str(mlir), "-o", str(flatbuffer)])
         if not flatbuffer.is_file() or flatbuffer.stat().st_size == 0:
             raise ConversionError("the TOSA serializer wrote no file, or an empty one", where=str(path))

@@ -223,6 +223,35 @@ def test_a_missing_tokenizer_is_named_and_leaves_nothing(made: BundleContents, t
     assert not (tmp_path / "dist").exists()
 
 
+@pytest.mark.parametrize(
+    ("target", "emulation", "check_needs"),
+    [
+        ("ethosu55-int8", ".tflite", "ai-edge-litert"),
+        ("ethosu55-executorch-int8", ".tosa", "tosa-tools"),
+        ("android-vulkan-fp16", ".pte", "executorch"),
+        ("qualcomm-int8", None, "onnxruntime==1.31.1"),
+        ("openvino-int8", None, "onnxruntime==1.31.1"),
+    ],
+)
+def test_readme_of_an_accelerator_names_no_cpu_runtime_for_the_device(
+    made: BundleContents, tmp_path: Path, target: str, emulation: str | None, check_needs: str
+) -> None:
+    # Regression: a file that Vela compiled was to be run with LiteRT for Python, a Vulkan one with XNNPACK's AAR.
+    loaded = load_target(target)
+    path = None
+    if emulation is not None:
+        path = tmp_path / f"emulated{emulation}"
+        path.write_bytes(b"the same arithmetic")
+    artifact = replace(made.artifact, format=loaded.format, emulation=path)
+    write_bundle(tmp_path / "b", replace(made, artifact=artifact, target=loaded))
+    text = (tmp_path / "b" / "README.md").read_text()
+    assert "## On the accelerator" in text
+    assert f"`check.py` needs NumPy and:\n\n```sh\npip install {check_needs}\n```\n\n## Inputs" in text
+    assert "build.gradle" not in text
+    assert "find_package" not in text
+    assert "each labelled so" in text
+
+
 def test_an_artifact_that_changed_is_refused(made: BundleContents, tmp_path: Path) -> None:
     made.artifact.path.write_bytes(b"other")
     with pytest.raises(TamperedError, match="changed since it was exported"):
