@@ -198,7 +198,7 @@ def test_files_go_to_the_accelerators_that_take_their_format(tmp_path: Path, mon
     other = coverage_placing.cover_file("openvino-int8", None, artifact, tmp_path)
     assert other.problem == "can't convert: takes onnx files, and this is litert"
     # Regression: an absent file was called no model source.
-    with pytest.raises(UsageError, match="absent.tflite: no such file"):
+    with pytest.raises(UsageError, match=r"absent\.tflite: no such file"):
         coverage_placing.exported_file(tmp_path / "absent.tflite")
     assert coverage_placing.exported_file(Path("net.py:build")) is None
 
