@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edgeopt.calibration.ranges import ActivationRanges, Range
 from edgeopt.errors import DataError
 from edgeopt.exporter.base import CalibrationRun
@@ -22,7 +24,8 @@ _KERNELS = ("conv", "conv_transpose", "linear", "matmul")
 def activation_ranges(
     program: Program, signature: Signature, wanted: Iterable[str], run: CalibrationRun
 ) -> dict[str, Range]:
-    """The range of each wanted variable over the calibration samples.
+    """The range of each wanted variable over the calibration samples; none of one that held minus infinity, as attention
+    masks do: it has no range, and stays float.
 
     All floating-point variables are observed in one pass as soon as one is missing from `run.known`, so that other
     exemptions find theirs there. One sample's activations are held at a time.
@@ -34,7 +37,7 @@ def activation_ranges(
     names = list(wanted)
     if any(_PREFIX + name not in run.known for name in names):
         run.known.update({_PREFIX + name: r for name, r in _observe(program, signature, set(names), run).items()})
-    return {name: run.known[_PREFIX + name] for name in names}
+    return {name: run.known[_PREFIX + name] for name in names if _PREFIX + name in run.known}
 
 
 def _observe(program: Program, signature: Signature, wanted: set[str], run: CalibrationRun) -> dict[str, Range]:
@@ -46,6 +49,9 @@ def _observe(program: Program, signature: Signature, wanted: set[str], run: Cali
 
     def see(name: str, values: Array) -> None:
         if name in unusable:
+            return
+        if np.isneginf(values).any():
+            unusable.add(name)
             return
         try:
             ranges.update(name, values)

@@ -98,6 +98,7 @@ class Graph:
     floats: dict[str, int]
     constants: dict[str, Array] = field(default_factory=dict)
     masks: dict[str, float] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, model: schema.ModelT, graph: schema.SubGraphT) -> Graph:
@@ -121,7 +122,8 @@ class Graph:
             if data is not None:
                 values = np.frombuffer(data, np.float32)
                 constants[name] = values.reshape(graph.tensors[index].shape)
-        return cls(ops, tuple(names[i] for i in graph.inputs), floats, constants, spread_masks(ops, constants, floats))
+        inputs, outputs = (tuple(names[i] for i in indices) for indices in (graph.inputs, graph.outputs))
+        return cls(ops, inputs, floats, constants, spread_masks(ops, constants, floats), outputs)
 
     def weights(self) -> Iterator[tuple[Op, str]]:
         """Operators with a constant weight, and that weight's name."""

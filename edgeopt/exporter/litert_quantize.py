@@ -105,6 +105,8 @@ def _ranges(
 ) -> dict[str, Range]:
     """Of every activation that a quantized operator touches, each estimated for the integers that will hold it."""
     wanted = graph.quantized_activations(kept)
+    if scheme.io == "int8":  # the borders are integers also where the operator next to them stays float
+        wanted |= {*graph.inputs, *graph.outputs} & graph.activations().keys()
     wide = litert_plan.wide_tensors(graph, wide_ops, kept) & wanted
     bits = scheme.activation_bits
     found = calibration.ranges(wanted - wide, bits=bits, symmetric=bits == 16 or scheme.activation_symmetric)

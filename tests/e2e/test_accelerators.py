@@ -12,6 +12,7 @@ import pytest
 
 import edgeopt
 from edgeopt.cli import main
+from edgeopt.debugging import debug
 from edgeopt.pipeline import compare, validate
 from edgeopt.types import Bundle, Report
 
@@ -187,3 +188,26 @@ def test_refusals_come_before_any_work(inside: Path, capsys: pytest.CaptureFixtu
     assert "device 'pixel-8': has no edge-tpu" in error
     assert "coral-usb" in error
     assert not (inside / "never").exists()
+
+
+def test_a_file_that_only_the_emulator_runs_can_be_looked_into(bundles: dict[str, Bundle]) -> None:
+    """Regression: probes of a file for the Ethos-U went to the TOSA reference model, which drops doubled outputs."""
+    found = debug(bundles["ethosu55-int8"].path)
+    assert [layer.layer for layer in found.layers] == ["stem", "depthwise", "widen", "head"]
+    assert found.runtime_b == "litert-reference"
+
+
+def test_the_first_layer_may_stay_float_beside_an_integer_input(folder: Path) -> None:
+    """Regression: the input had no range where only a float layer reads it."""
+    bundle = edgeopt.export(
+        f"{folder}/nets.py:build",
+        target="edgetpu-int8",
+        calibration=f"{folder}/nets.py:data",
+        output_dir=folder / "first",
+        keep_float=["stem"],
+        max_accuracy_drop="off",
+        min_accelerated="off",
+    )
+    assert bundle.report.placement is not None
+    assert "stem" in {op.layer for op in bundle.report.placement.on_cpu}
+    assert bundle.passed
