@@ -24,8 +24,9 @@ _KERNELS = ("conv", "conv_transpose", "linear", "matmul")
 def activation_ranges(
     program: Program, signature: Signature, wanted: Iterable[str], run: CalibrationRun
 ) -> dict[str, Range]:
-    """The range of each wanted variable over the calibration samples; none of one that held minus infinity, as attention
-    masks do: it has no range, and stays float.
+    """The range of each wanted variable over the calibration samples.
+
+    One that held minus infinity, as attention masks do, has none and stays float.
 
     All floating-point variables are observed in one pass as soon as one is missing from `run.known`, so that other
     exemptions find theirs there. One sample's activations are held at a time.
