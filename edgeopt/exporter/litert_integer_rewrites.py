@@ -61,7 +61,7 @@ def lower(
         if not outputs or outputs[0] in kept or outputs[0] not in ranges:
             continue
         is_wide = scheme.activation_bits == 16 or outputs[0] in wide
-        for rewrite in _REWRITES[editor.kind(op)] if editor.kind(op) in npu.lacks else ():
+        for rewrite in _REWRITES.get(editor.kind(op), ()) if editor.kind(op) in npu.lacks else ():
             if rewrite(writer, op, is_wide):
                 break
     editor.drop_unused_operators()
