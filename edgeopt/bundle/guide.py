@@ -39,6 +39,7 @@ CHECK_PACKAGE = {
     ".pte": PYTHON_PACKAGE["executorch"],
     ".mlpackage": PYTHON_PACKAGE["coreml"],
     ".tosa": "tosa-tools",
+    ".zip": "edgeopt[ethos-u]",  # what runs on the NPU and on the CPU in turns
 }
 GRADLE: dict[Format, str] = {
     "litert": "com.google.ai.edge.litert:litert",

@@ -496,3 +496,13 @@ def test_a_model_may_be_a_directory(made: BundleContents, tmp_path: Path) -> Non
     (package / "Data" / "weights.bin").write_bytes(b"v" * 64)
     with pytest.raises(TamperedError, match="has changed since it was exported"):
         write_bundle(tmp_path / "c", replace(made, artifact=artifact, float_artifact=None, target=target))
+
+
+def test_a_bundle_of_parts_says_what_runs_it(made: BundleContents, tmp_path: Path) -> None:
+    """Regression: a file that the accelerator takes in parts had no README."""
+    parts = tmp_path / "work" / "model.tosa.zip"
+    parts.write_bytes(b"PK")
+    write_bundle(tmp_path / "b", replace(made, artifact=replace(made.artifact, emulation=parts)))
+    done = subprocess.run([sys.executable, "check.py"], cwd=tmp_path / "b", capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "edgeopt validate" in done.stdout

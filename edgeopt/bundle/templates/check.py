@@ -136,8 +136,11 @@ def main() -> int:
     signature = manifest["model"]["signature"]
     inputs = {tensor["name"]: tensor["native_name"] for tensor in signature["inputs"]}
     outputs = {tensor["name"]: tensor["native_name"] for tensor in signature["outputs"]}
+    model = HERE / (manifest["model"].get("emulation") or manifest["model"]["file"])
+    if model.suffix not in OPENERS:
+        print(f"{model.name} runs in turns on the NPU and the CPU: edgeopt validate {HERE}")
+        return 2
     try:
-        model = HERE / (manifest["model"]["emulation"] or manifest["model"]["file"])
         run = OPENERS[model.suffix](model, list(outputs.values()))
     except ImportError as error:
         print(f"the runtime is not installed: {error}")
