@@ -19,6 +19,9 @@ from edgeopt.bundle import destination, prepare_output
 from edgeopt.bundle.destination import replace_directory
 from edgeopt.errors import EdgeoptError
 
+# Another test in this process may have loaded JAX, which warns of any fork; the child here only writes files.
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+
 MANIFEST = '{"kind": "edgeopt-bundle", "schema_version": 1, "files": {"model": {}}}'
 
 
