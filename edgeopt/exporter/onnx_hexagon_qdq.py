@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from edgeopt.calibration.ranges import Range
-from edgeopt.calibration.weights import QuantizedWeight, quantize_weight
+from edgeopt.calibration.weights import quantize_weight
+from edgeopt.exporter.onnx_bias import with_room_for_bias
 from edgeopt.exporter.onnx_hexagon_plan import NORMS, PRODUCTS, SETTINGS_FROM, HtpPlan
-from edgeopt.exporter.onnx_qdq import MAX_QUANTIZED_BIAS, activation_parameters
+from edgeopt.exporter.onnx_qdq import activation_parameters
 from edgeopt.exporter.onnx_rewrite import captured_names
 from edgeopt.types import Array, Scheme
 
@@ -147,7 +148,7 @@ class _Writer:
         if len(node.input) > 2 and node.input[2]:
             bias = self._plan.constants[node.input[2]]
             input_scale = float(self._parameters(node.input[0], width)[0])
-            weight = self._with_room_for_bias(weight, node.input[1], bias, input_scale)
+            weight = with_room_for_bias(weight, self._plan.constants[node.input[1]], bias, input_scale, self._scheme)
             copy.input[2] = self._bias(node, bias, input_scale, weight.scale)
         copy.input[1] = self._constant_decoded(f"{node.name}_weight", weight.values, weight.scale, weight.axis)
 
@@ -167,23 +168,6 @@ class _Writer:
         limit = float(np.iinfo(np.int32).max)
         steps = np.clip(np.rint(bias.astype(np.float64) / scale.astype(np.float64)), -limit, limit).astype(np.int32)
         return self._constant_decoded(f"{node.name}_bias", steps, scale, 0 if scale.ndim else None)
-
-    def _with_room_for_bias(
-        self, weight: QuantizedWeight, name: str, bias: Array, input_scale: float
-    ) -> QuantizedWeight:
-        """A channel of tiny weights with a large bias would overflow int32: such channels get a coarser scale."""
-        need = np.abs(bias).astype(np.float64) / (input_scale * MAX_QUANTIZED_BIAS)
-        if not weight.scale.ndim:
-            need = np.asarray(need.max(initial=0))
-        if np.all(need <= weight.scale):
-            return weight
-        coarse = np.maximum(need, np.finfo(np.float32).tiny)
-        if self._scheme.scale == "power-of-two":
-            coarse = np.exp2(np.ceil(np.log2(coarse)))
-        scale = np.where(need > weight.scale, coarse, weight.scale).astype(np.float32)
-        shape = [-1 if i == weight.axis else 1 for i in range(weight.values.ndim)] if scale.ndim else []
-        steps = np.rint(self._plan.constants[name] / scale.reshape(shape))
-        return replace(weight, values=np.clip(steps, -127, 127).astype(np.int8), scale=scale)
 
     def _operand(self, name: str, width: Width) -> str:
         """The dequantized tensor that an operator of this width reads."""

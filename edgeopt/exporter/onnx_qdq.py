@@ -16,15 +16,13 @@ import numpy as np
 
 from edgeopt.calibration.ranges import Range
 from edgeopt.calibration.weights import QuantizedWeight, quantize_weight
+from edgeopt.exporter.onnx_bias import with_room_for_bias
 from edgeopt.exporter.onnx_plan import UNIT_RANGE, Plan, Role
 from edgeopt.exporter.onnx_rewrite import captured_names, constants_of, number
 from edgeopt.types import Array, Scheme
 
 if TYPE_CHECKING:
     import onnx
-
-#: Keeps int32 biases clear of overflow: |bias| / (activation scale * weight scale) stays below this.
-MAX_QUANTIZED_BIAS = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,32 +236,13 @@ class _Writer:
         scheme = replace(self._scheme, weight_symmetric=True) if grouped else self._scheme
         weight = quantize_weight(self._constants[node.input[1]], scheme, axis)
         if bias is not None:
-            weight = self._with_room_for_bias(weight, node.input[1], bias, float(input_scale))
+            weight = with_room_for_bias(weight, self._constants[node.input[1]], bias, float(input_scale), self._scheme)
         stem = node.name
         copy.input[1] = self._decoded_weight(f"{stem}_weight", weight)
         if bias is not None:
             bias_scale = (np.float32(input_scale) * weight.scale).astype(np.float32)
             steps = np.rint(bias.astype(np.float64) / bias_scale.astype(np.float64)).astype(np.int32)
             copy.input[2] = self._decoded_constant(f"{stem}_bias", steps, bias_scale, 0)
-
-    def _with_room_for_bias(
-        self, weight: QuantizedWeight, name: str, bias: Array, input_scale: float
-    ) -> QuantizedWeight:
-        """A channel of tiny weights with a large bias would overflow int32: such channels get a coarser scale."""
-        need = np.abs(bias).astype(np.float64) / (input_scale * MAX_QUANTIZED_BIAS)
-        if not weight.scale.ndim:
-            need = np.asarray(need.max(initial=0))
-        if np.all(need <= weight.scale):
-            return weight
-        coarse = np.maximum(need, np.finfo(np.float32).tiny)
-        if self._scheme.scale == "power-of-two":
-            coarse = np.exp2(np.ceil(np.log2(coarse)))
-        scale = np.where(need > weight.scale, coarse, weight.scale).astype(np.float32)
-        shape = [-1 if i == weight.axis else 1 for i in range(weight.values.ndim)] if scale.ndim else []
-        bounds = np.iinfo(np.int8)
-        steps = np.rint(self._constants[name] / scale.reshape(shape)) + weight.zero_point.reshape(shape)
-        values = np.clip(steps, bounds.min + int(self._scheme.weight_symmetric), bounds.max).astype(np.int8)
-        return replace(weight, values=values, scale=scale)
 
     def _matmul_operand(self, name: str, position: int) -> str:
         if name not in self._constants:
