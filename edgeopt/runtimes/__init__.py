@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
 
@@ -20,6 +21,10 @@ RUNTIMES: dict[str, str] = {
     "tosa": "edgeopt.runtimes.tosa:TosaRuntime",
     "qnn-htp": "edgeopt.runtimes.qnn_htp:QnnHtpRuntime",
     "vgf": "edgeopt.runtimes.vgf:VgfRuntime",
+}
+#: Runtimes of which there is one per device: "phone:cortex-a76" is `PhoneRuntime("cortex-a76")`.
+PER_DEVICE: dict[str, str] = {
+    "phone": "edgeopt.runtimes.phone:PhoneRuntime",
 }
 #: Where a float file runs when its quantized twin runs in an emulator, which would cost the reference its exactness.
 HOST_RUNTIMES: dict[Format, str] = {
@@ -48,10 +53,20 @@ def runtimes_here(wanted: tuple[str, ...], emulators: tuple[str, ...]) -> tuple[
 
 def load_runtime(name: str) -> Runtime:
     """The runtime of that name; imports its module now. Raises ConfigError on an unknown name."""
+    family, _, device = name.partition(":")
+    if device and family in PER_DEVICE:
+        made: Runtime = _class(PER_DEVICE[family])(device)
+        return made
     if name not in RUNTIMES:
-        near = get_close_matches(name, RUNTIMES, n=1)
-        fix = f"did you mean {near[0]!r}?" if near else f"take one of {', '.join(RUNTIMES)}"
+        known = (*RUNTIMES, *(f"{family}:DEVICE" for family in PER_DEVICE))
+        near = get_close_matches(name, known, n=1)
+        fix = f"did you mean {near[0]!r}?" if near else f"take one of {', '.join(known)}"
         raise ConfigError(f"unknown runtime {name!r}", fix=fix)
-    module, _, attribute = RUNTIMES[name].partition(":")
-    runtime: Runtime = getattr(import_module(module), attribute)()
+    runtime: Runtime = _class(RUNTIMES[name])()
     return runtime
+
+
+def _class(path: str) -> Callable[..., Runtime]:
+    module, _, attribute = path.partition(":")
+    found: Callable[..., Runtime] = getattr(import_module(module), attribute)
+    return found
