@@ -49,6 +49,7 @@ class RunConfig:
     task: str | None = None
     input: tuple[str, ...] = ()
     labels: Path | None = None
+    licence: str | None = None
     target: tuple[str, ...] = ()
     device: str | None = None
     calibration: DataSource | None = None
@@ -57,6 +58,8 @@ class RunConfig:
     num_evaluation_samples: int | None = None
     train: DataSource | None = None
     validation: DataSource | None = None
+    verify_on: tuple[str, ...] = ()
+    num_verification_samples: int = 32
     metric: str | None = None
     seed: int = 0
     estimator: Literal["min-max", "percentile", "entropy", "mse"] | None = None
@@ -74,6 +77,7 @@ class RunConfig:
     max_peak_memory_mb: float | None = None
     max_cpu_operators: int | None = None
     min_accelerated: float | None = None
+    max_instructions: int | None = None
     threads: int = 1
     step: tuple[Step, ...] = ()
     output_dir: Path = Path("dist")
@@ -113,6 +117,7 @@ def resolve_gates(target_gates: Gates, config: RunConfig) -> Gates:
         ),
         max_cpu_operators=pick("max_cpu_operators", config.max_cpu_operators, target_gates.max_cpu_operators),
         min_accelerated=pick("min_accelerated", config.min_accelerated, target_gates.min_accelerated),
+        max_instructions=pick("max_instructions", config.max_instructions, target_gates.max_instructions),
     )
 
 

@@ -43,6 +43,7 @@ GATE_OF_KEY = {
     "max_peak_memory_mb": "max_peak_memory_bytes",
     "max_cpu_operators": "max_cpu_operators",
     "min_accelerated": "min_accelerated",
+    "max_instructions": "max_instructions",
 }
 
 
@@ -95,6 +96,8 @@ KEYS: tuple[Key, ...] = (
         "One per input, where the factory gives no example inputs: image=float32[1,3,224,224]. Repeatable."),
     Key("labels", MODEL, a_path, "FILE", '"labels.txt"',
         "Class names, one a line; they travel in the bundle."),
+    Key("licence", MODEL, a_text, "SPDX", '"Apache-2.0"',
+        "Licence of the model as an SPDX expression, for the bundle's lists. Default: undeclared."),
     Key("target", TARGET, names_or_paths, "NAME", '["android-int8", "android-onnx-int8"]',
         "What to build: a name from 'edgeopt targets' or a .toml file. Repeatable. Default: android-int8."),
     Key("device", TARGET, a_name_or_path, "NAME", '"raspberry-pi-5"',
@@ -111,6 +114,11 @@ KEYS: tuple[Key, ...] = (
         "Real inputs to train on, where a step trains; labels are used if there are any."),
     Key("validation", DATA, a_source, "DATA", '"pictures/val"',
         "Inputs that judge what training makes; the best epoch is kept. Default: the last one is."),
+    Key("verify_on", DATA, some_texts, "phone:NAME", '["phone:cortex-a76"]',
+        "Run the file on an emulated Arm core too, and count instructions: a core, or a device from 'edgeopt devices'. "
+        "Needs 'edgeopt emulator setup'. Repeatable."),
+    Key("num_verification_samples", DATA, an_integer(1), "N", "32",
+        "How many of the evaluation inputs run there; an emulated inference takes seconds. Default: 32."),
     Key("metric", DATA, a_name_or_path, "NAME", '"top1"',
         "top1, top5 or file.py:function. Default: top1 where there are labels."),
     Key("seed", DATA, an_integer(0), "N", "0",
@@ -149,6 +157,8 @@ KEYS: tuple[Key, ...] = (
         "Operators that the accelerator leaves to the CPU, where the target has one."),
     Key("min_accelerated", GATES, a_fraction, "X", '"90%"',
         "Share of the operators that run on the accelerator."),
+    Key("max_instructions", GATES, an_integer(1), "N", "66_000_000",
+        "Instructions of one inference on each emulated phone of --verify-on."),
     Key("threads", OUTPUT, an_integer(1, MOST_THREADS), "N", "1",
         "Threads when timing. Default: 1."),
     Key("output_dir", OUTPUT, a_path, "DIR", '"dist"',

@@ -54,6 +54,7 @@ _EXTRAS = {
     "apple": "Core ML targets",
     "openvino": "OpenVINO targets",
     "vgf": "Arm neural graphics",
+    "shipping": "signed bundles",
 }
 _CORE_PACKAGES = {
     "torch": ("torch",),
@@ -160,6 +161,8 @@ def _opens(runtime: str) -> str:
 def _extra_checks() -> Iterable[_Check]:
     for name in (name for name in RUNTIMES if name not in _RUNTIME_PACKAGES):
         yield _Check(name, "accelerator", "", (), _opens(name), None)
+    phone = "from edgeopt.emulator import unavailable\nprint(unavailable() or '')"
+    yield _Check("emulated phone", "extra", "--verify-on phone:NAME", (), phone, "edgeopt emulator setup")
     for extra, purpose in _EXTRAS.items():
         packages = _packages_of(extra)
         yield _Check(extra, "extra", purpose, packages, _imports(packages), f"pip install 'edgeopt[{extra}]'")

@@ -19,7 +19,7 @@ from edgeopt.compression.rewrites.apply import apply_rewrites, suggest
 from edgeopt.compression.rewrites.base import Applied
 from edgeopt.config import RunConfig
 from edgeopt.datasets import match_labels, open_dataset, select
-from edgeopt.errors import ConversionError
+from edgeopt.errors import ConversionError, EdgeoptError
 from edgeopt.plan import (
     Data,
     Job,
@@ -32,6 +32,7 @@ from edgeopt.plan import (
     with_preprocessing,
     with_training_data,
 )
+from edgeopt.prediction import find_calibration, predict
 from edgeopt.progress import Progress, Silent
 from edgeopt.report.steps import draw_steps
 from edgeopt.revalidation import validate
@@ -43,8 +44,10 @@ from edgeopt.tuning.quantize import quantize
 from edgeopt.tuning.sparse_file import with_sparse_kernels
 from edgeopt.tuning.step_figures import SAMPLES, Stage, figures
 from edgeopt.tuning.steps import Made, check_steps, run_steps
-from edgeopt.types import Artifact, Bundle, Finding, LayerRules, Model, StepFigures
+from edgeopt.types import Artifact, Bundle, Finding, LayerRules, Measurement, Model, StepFigures
+from edgeopt.validation.benchmark import subject_of
 from edgeopt.validation.metrics import Metric
+from edgeopt.validation.phones import Phones
 from edgeopt.validation.prove import Subject, Terms, Told, emulated_by, prove
 from edgeopt.workbench import Workbench
 
@@ -144,9 +147,16 @@ class _Run:
             required_gates=config.gates_set,
             advice={**job.target.advice, **(_ADVICE if made else {})},
             threads=config.threads,
+            phones=self._phones(),
         )
         report = prove(subject, terms, (*self.findings, *remarks, *told, *instead), self.progress)
-        report = replace(report, steps=self._figures(job, made, portable))
+        predicted, unknown = _predicted(job, artifact, own_twin, config.threads)
+        report = replace(
+            report,
+            steps=self._figures(job, made, portable),
+            measurements=(*report.measurements, *predicted),
+            findings=(*report.findings, *unknown),
+        )
         self.progress.step("Writing the bundle")
         contents = BundleContents(
             target=replace(job.target, runtimes=runtimes, gates=job.gates, scheme=job.scheme, estimator=job.estimator),
@@ -158,6 +168,7 @@ class _Run:
             golden=tuple(_golden(artifact, twin, self.data, runtimes[0])),
             chart=draw_steps(report) if report.steps else None,
             device_files=compiled.extra_files if compiled is not None else (),
+            licence=config.licence,
         )
         bundle = write_bundle(bundle_path(config, self.model, job), contents)
         if config.save_weights is not None:  # last: what it can't write must not cost the bundle
@@ -209,6 +220,13 @@ class _Run:
             return others, (Finding("proven-elsewhere", wanted[0], told),)
         return wanted, ()
 
+    def _phones(self) -> Phones:
+        """Where and on what the file is verified as well. The first samples may all be of one class: choose them."""
+        if not self.config.verify_on:
+            return Phones()
+        chosen = select(self.data.evaluation, self.config.num_verification_samples, self.config.seed)
+        return Phones(self.config.verify_on, lambda: iter(chosen), len(chosen))
+
     def _figures(self, job: Job, made: tuple[Made, ...], shipped: Artifact) -> tuple[StepFigures, ...]:
         """Every step's figures, the shipped file's last; none where nothing was done."""
         if not made:
@@ -247,6 +265,24 @@ def _rewrite_finding(one: Applied) -> Finding:
 
 def _told(compiled: Compiled | None) -> Told | None:
     return Told(compiled.placement, compiled.measurements, compiled.checks) if compiled is not None else None
+
+
+def _predicted(
+    job: Job, artifact: Artifact, twin: Artifact | None, threads: int
+) -> tuple[tuple[Measurement, ...], tuple[Finding, ...]]:
+    """What the file and its float twin should take on the device's CPU; nothing of a file for an accelerator."""
+    if job.scheme.npu is not None:
+        return (), ()
+    figures: list[Measurement] = []
+    for subject, file in (("float", twin), (subject_of(artifact, twin), artifact)):
+        if file is not None:
+            try:
+                own = find_calibration(job.device)
+                prediction = predict(file.path, file.format, job.device, threads, own)
+            except EdgeoptError as error:
+                return (), (Finding("not-predicted", f"latency on {job.device.name}", error.problem),)
+            figures += prediction.measurements(subject)
+    return tuple(figures), ()
 
 
 def _golden(artifact: Artifact, twin: Artifact, data: Data, runtime_name: str) -> Iterator[GoldenVector]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from edgeopt.accelerators import load_accelerator
+from edgeopt.bundle.licences_metadata import spdx
 from edgeopt.compression.steps import Qat
 from edgeopt.config import RunConfig, resolve_gates
 from edgeopt.device_profiles import list_devices, load_device
@@ -18,6 +19,7 @@ from edgeopt.exporter import load_exporter
 from edgeopt.runtimes import load_runtime, runtimes_here
 from edgeopt.targets import load_target
 from edgeopt.types import EstimatorSpec, Finding, Gates, LayerRules, Model, Sample, Scheme
+from edgeopt.validation.phones import check_phone
 
 if TYPE_CHECKING:
     from edgeopt.datasets import DataSource
@@ -118,6 +120,12 @@ def _same(one: DataSource, other: DataSource | None) -> bool:
 
 def plan_jobs(config: RunConfig) -> tuple[Job, ...]:
     """Resolve every target; raises before any work when one can't be built or validated on this machine."""
+    if config.licence is not None and spdx(config.licence) is None:
+        raise ConfigError(
+            f"{config.licence!r} is no SPDX expression",
+            where="licence",
+            fix="such as Apache-2.0, MIT OR Apache-2.0, or LicenseRef-NAME for one of your own",
+        )
     jobs = tuple(_job(name, config) for name in dict.fromkeys(config.target or (DEFAULT_TARGET,)))
     for job in jobs:
         if job.scheme.needs_calibration and config.calibration is None:
@@ -127,6 +135,8 @@ def plan_jobs(config: RunConfig) -> tuple[Job, ...]:
                 fix=f"give {data} (some hundred real inputs), or take a target that needs none, such as "
                 "android-int8-dynamic",
             )
+        for phone in config.verify_on:
+            check_phone(phone, job.target)
     names = [job.target.name for job in jobs]
     if doubled := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(

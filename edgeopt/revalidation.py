@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from edgeopt.bundle import LoadedBundle, open_bundle
+from edgeopt.bundle import LoadedBundle
+from edgeopt.bundle.archive import open_anywhere
 from edgeopt.errors import MissingError, UsageError
 from edgeopt.formats.files import sha256_of, size_of
 from edgeopt.progress import Progress, Silent
@@ -16,6 +17,7 @@ from edgeopt.runtimes.base import decode
 from edgeopt.types import Artifact, Check, Dim, Finding, Report, Sample, SignatureTensor, TensorSpec
 from edgeopt.validation.golden import Replay, golden_check
 from edgeopt.validation.metrics import load_metric
+from edgeopt.validation.phones import Phones, check_phone
 from edgeopt.validation.prove import Subject, Terms, Told, prove
 
 if TYPE_CHECKING:
@@ -24,52 +26,74 @@ if TYPE_CHECKING:
 
 
 def validate(
-    bundle: Path, *, evaluation: str | None = None, threads: int = 1, progress: Progress | None = None
+    bundle: Path,
+    *,
+    evaluation: str | None = None,
+    threads: int = 1,
+    verify_on: tuple[str, ...] = (),
+    progress: Progress | None = None,
 ) -> Report:
     """Verify every hash, reproduce the golden vectors and run every check again with the limits of the bundle.
 
     Without `evaluation` the limits on fidelity and accuracy keep the result on record, with a finding that says so:
     a handful of golden vectors can show that the file still does what it did, not how good it is.
 
+    Args:
+        verify_on: emulated phones ("phone:cortex-a76") that run the same samples, and count instructions.
+
     Raises:
         TamperedError: a file is not what the manifest says. UsageError: no bundle, or data that doesn't fit.
-        MissingError: the bundle's runtime is not on this machine.
+        MissingError: the bundle's runtime, or the emulator, is not on this machine.
     """
-    progress = progress or Silent()
-    loaded = open_bundle(bundle)
+    with open_anywhere(bundle) as loaded:
+        return _validate(loaded, evaluation, threads, verify_on, progress or Silent())
+
+
+def _validate(
+    loaded: LoadedBundle, evaluation: str | None, threads: int, verify_on: tuple[str, ...], progress: Progress
+) -> Report:
+    where = str(loaded.path)
     runtime = load_runtime(loaded.target.runtimes[0])
     if loaded.format not in runtime.formats:
-        raise UsageError(f"names {runtime.name} as the runtime of a {loaded.format} file", where=str(bundle))
+        raise UsageError(f"names {runtime.name} as the runtime of a {loaded.format} file", where=where)
     if (reason := runtime.unavailable()) is not None:
-        raise MissingError(reason, where=str(bundle))
+        raise MissingError(reason, where=where)
+    for phone in verify_on:
+        check_phone(phone, loaded.target)
     progress.step("Running the golden vectors")
     vectors = tuple(loaded.golden())
     with runtime.open(loaded.runnable_path, loaded.signature) as session:
         tolerance = loaded.manifest.golden_tolerance
         golden = golden_check(session, ((v.inputs, v.outputs) for v in vectors), tolerance)
-    terms = _terms(loaded, _data(loaded, evaluation) if evaluation is not None else None, threads)
+    terms = _terms(loaded, _data(loaded, evaluation) if evaluation is not None else None, threads, verify_on)
     report = prove(_subject(loaded, on_golden=evaluation is None), terms, (), progress)
     return _with_record(report, golden, loaded.report())
 
 
-def _terms(loaded: LoadedBundle, data: Dataset | None, threads: int) -> Terms:
+def _terms(loaded: LoadedBundle, data: Dataset | None, threads: int, verify_on: tuple[str, ...]) -> Terms:
     """The bundle's own limits over new data; over its golden vectors those that a handful of samples can decide."""
     golden = golden_samples(loaded)
     gates = loaded.gates
     if data is None:
         gates = replace(gates, max_accuracy_drop=None, min_agreement=None, min_sqnr_db=None)
+    count = len(golden if data is None else data)
+
+    def samples() -> Iterator[Sample]:
+        return iter(golden if data is None else data)
+
     return Terms(
         model=loaded.name,
         target=loaded.target.name,
         runtimes=loaded.target.runtimes,
-        samples=lambda: iter(golden if data is None else data),
-        count=len(golden if data is None else data),
+        samples=samples,
+        count=count,
         origin="golden vectors" if data is None else "evaluation set",
         metric=_metric(loaded, data),
         gates=gates,
         required_gates=frozenset(),
         advice=loaded.target.advice,
         threads=threads,
+        phones=Phones(verify_on, samples, count),
     )
 
 

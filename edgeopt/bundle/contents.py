@@ -41,6 +41,7 @@ class BundleContents:
         chart: an .svg picture of what the recipe's steps did; None where there were none.
         device_files: what else the device needs or may use, such as a context binary for one system on chip.
         golden: a handful of samples; each costs its inputs and outputs in bytes.
+        licence: of the model, as an SPDX expression; None where nobody declared it.
     """
 
     target: Target
@@ -52,3 +53,4 @@ class BundleContents:
     golden: tuple[GoldenVector, ...]
     chart: bytes | None = None
     device_files: tuple[Path, ...] = ()
+    licence: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from edgeopt.bundle.manifest import Manifest, ModelFile
@@ -58,8 +59,11 @@ CMAKE: dict[Format, str] = {
 }
 
 
-def render_guide(manifest: Manifest, *, has_chart: bool, sizes: StorageSizes | None) -> str:
-    """README.md as Markdown. `has_chart`: there is a steps.svg. `sizes`: of the packed model; None without one."""
+def render_guide(
+    manifest: Manifest, *, has_chart: bool, sizes: StorageSizes | None, folders: Collection[str]
+) -> str:
+    """README.md as Markdown. `has_chart`: there is a steps.svg. `sizes`: of the packed model; None without one.
+    `folders`: those of the bundle, such as "android"."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # only here, and only when a bundle is written
 
     environment = Environment(
@@ -76,6 +80,7 @@ def render_guide(manifest: Manifest, *, has_chart: bool, sizes: StorageSizes | N
     return environment.get_template("README.md.j2").render(
         m=manifest,
         has_chart=has_chart,
+        folders=folders,
         sizes=sizes,
         runtime=RUNTIME_TITLE[manifest.format],
         package=package,

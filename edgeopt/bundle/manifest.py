@@ -18,8 +18,15 @@ MANIFEST = "manifest.json"
 REPORT = "report.json"
 #: A picture of what the report says.
 CHART = "steps.svg"
-#: Files that the manifest does not list: they hold latencies, which no second run repeats.
-UNLISTED = frozenset({MANIFEST, REPORT, CHART})
+#: What `device/check` measured on a device, added later.
+DEVICE_REPORT = "device_report.json"
+#: The hash of every file and its signature: made last of all.
+SUMS = "SHA256SUMS"
+SIGNATURE = "SHA256SUMS.minisig"
+#: Files that the manifest does not list and that a bundle may lack.
+ADDED = frozenset({CHART, DEVICE_REPORT, SUMS, SIGNATURE})
+#: Files that the manifest does not list: they hold latencies, which no second run repeats, or come later.
+UNLISTED = frozenset({MANIFEST, REPORT}) | ADDED
 TOKENIZER_FILE = "tokenizer.json"
 
 
@@ -78,6 +85,7 @@ class Manifest:
         golden_tolerance: how far an output may be from its golden vector on other hardware, as a fraction of the
             golden output's range (kernels of one runtime differ by some quantization steps between processors).
         device_files: files that the device may use besides the model.
+        licence: of the model, as an SPDX expression; None where nobody declared it.
         files: every file but manifest.json and report.json, by path relative to the bundle, with "/".
     """
 
@@ -101,6 +109,7 @@ class Manifest:
     target_definition: Target
     files: Mapping[str, FileEntry]
     device_files: tuple[str, ...] = ()
+    licence: str | None = None
 
     def referenced(self) -> tuple[str, ...]:
         """Every file or directory that another part of the manifest speaks of."""

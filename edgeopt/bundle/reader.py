@@ -14,7 +14,7 @@ import numpy as np
 
 from edgeopt.bundle.consistency import check_consistency
 from edgeopt.bundle.contents import GoldenVector
-from edgeopt.bundle.manifest import CHART, MANIFEST, REPORT, UNLISTED, FileEntry, Manifest, StoredArray, parse_manifest
+from edgeopt.bundle.manifest import ADDED, MANIFEST, REPORT, UNLISTED, FileEntry, Manifest, StoredArray, parse_manifest
 from edgeopt.errors import TamperedError, UsageError
 from edgeopt.json_data import loads
 from edgeopt.report_file import from_json, seal
@@ -160,7 +160,7 @@ def open_bundle(path: Path) -> LoadedBundle:
     manifest = parse_manifest(text, str(path / MANIFEST))
     check_consistency(manifest, str(path / MANIFEST))
     expected = {*manifest.files, *UNLISTED}
-    for name in sorted(expected - present - {CHART}):
+    for name in sorted(expected - present - ADDED):
         raise TamperedError("is missing from the bundle", where=str(path / name))
     for name in sorted(present - expected):
         raise TamperedError("is not in the manifest", where=str(path / name), fix="remove it from the bundle")

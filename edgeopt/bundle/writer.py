@@ -7,15 +7,18 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 
+from edgeopt.bundle.apps import write_apps
 from edgeopt.bundle.contents import BundleContents, GoldenVector
 from edgeopt.bundle.destination import prepare_output, replace_directory
+from edgeopt.bundle.device_check import write_device_check
 from edgeopt.bundle.guide import render_guide
+from edgeopt.bundle.licences import LICENCES, licences
 from edgeopt.bundle.manifest import (
     CHART,
     KIND,
@@ -29,12 +32,22 @@ from edgeopt.bundle.manifest import (
     StoredArray,
     StoredVector,
 )
+from edgeopt.bundle.sbom import SBOM, sbom
 from edgeopt.bundle.sparse_storage import StorageSizes, compare, is_sparse, pack
 from edgeopt.errors import TamperedError, UsageError
 from edgeopt.formats.files import copy, sha256_of
 from edgeopt.json_data import dumps
 from edgeopt.report_file import to_json
-from edgeopt.types import Array, Artifact, Bundle, DType, Precision, Preprocessing, TextPreprocessing
+from edgeopt.types import (
+    Array,
+    Artifact,
+    Bundle,
+    DType,
+    ImagePreprocessing,
+    Precision,
+    Preprocessing,
+    TextPreprocessing,
+)
 
 #: Fraction of a golden output's range by which other hardware may differ. Measured on int8: XNNPACK, builtin and
 #: reference kernels of one LiteRT are up to 8 of 255 steps apart.
@@ -89,19 +102,28 @@ def _fill(directory: Path, contents: BundleContents) -> Manifest:
         golden_tolerance=TOLERANCE.get(artifact.precision, QUANTIZED_TOLERANCE),
         history=artifact.history,
         source_sha256=model.source_sha256,
-        tools=artifact.tools,
+        tools={**artifact.tools, **_resizer(model.preprocessing)},
         target_definition=contents.target,
         files={},
         device_files=tuple(_copy_device_file(path, directory) for path in contents.device_files),
+        licence=contents.licence,
     )
     if model.labels:
         lines = "".join(" ".join(label.split()) + "\n" for label in model.labels)
         (directory / "labels.txt").write_text(lines, encoding="utf-8")
     sizes = _pack(directory / manifest.model.file) if _can_be_packed(artifact) else None
-    guide = render_guide(manifest, has_chart=contents.chart is not None, sizes=sizes)
-    (directory / "README.md").write_text(guide, encoding="utf-8")
     _copy_scripts(("check.py",) if sizes is None else ("check.py", "unpack.py", "unpack.hpp"), directory)
+    write_apps(manifest, directory)
+    write_device_check(manifest, directory)
+    guide = render_guide(manifest, has_chart=contents.chart is not None, sizes=sizes, folders=_folders(directory))
+    (directory / "README.md").write_text(guide, encoding="utf-8")
+    (directory / LICENCES).write_text(licences(manifest), encoding="utf-8")
+    (directory / SBOM).write_text(sbom(replace(manifest, files=_entries(directory))), encoding="utf-8")
     return replace(manifest, files=_entries(directory))
+
+
+def _folders(directory: Path) -> frozenset[str]:
+    return frozenset(path.name for path in directory.iterdir() if path.is_dir())
 
 
 def _can_be_packed(artifact: Artifact) -> bool:
@@ -142,6 +164,11 @@ def _copy_twin(artifact: Artifact | None, directory: Path) -> ModelFile | None:
     if artifact is None:
         return None
     return _copy_model(artifact, directory, f"float/model_fp32{artifact.path.suffix}")
+
+
+def _resizer(preprocessing: Preprocessing | None) -> dict[str, str]:
+    """Pillow resized the pictures that the model was proven with; versions of it differ in the pixels."""
+    return {"pillow": metadata.version("pillow")} if isinstance(preprocessing, ImagePreprocessing) else {}
 
 
 def _copy_preprocessing(preprocessing: Preprocessing | None, directory: Path) -> Preprocessing | None:

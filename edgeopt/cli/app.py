@@ -7,25 +7,31 @@ from typing import Annotated
 
 import typer
 
+from edgeopt.cli.bundle import bundle
 from edgeopt.cli.compare import compare
 from edgeopt.cli.compress import distil, factorize, prune, qat, sparsify
 from edgeopt.cli.console import Settings
 from edgeopt.cli.coverage import coverage
 from edgeopt.cli.debug import debug
+from edgeopt.cli.device import device
 from edgeopt.cli.devices import devices
 from edgeopt.cli.doctor import doctor
+from edgeopt.cli.emulator import emulator
 from edgeopt.cli.export import export
 from edgeopt.cli.init import init
 from edgeopt.cli.inspect import inspect
+from edgeopt.cli.predict import predict
 from edgeopt.cli.sensitivity import sensitivity
 from edgeopt.cli.targets import targets
 from edgeopt.cli.validate import validate
+from edgeopt.cli.verify import verify
 
-_PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Build and prove": (export, validate, compare),
+_PANELS: dict[str, tuple[Callable[..., None] | typer.Typer, ...]] = {
+    "Build and prove": (export, validate, compare, device),
     "Make smaller first": (prune, sparsify, factorize, distil, qat),
-    "Look": (inspect, coverage, sensitivity, debug, targets, devices),
-    "Set up": (init, doctor),
+    "Look": (inspect, predict, coverage, sensitivity, debug, targets, devices),
+    "Pass on": (bundle, verify),
+    "Set up": (init, doctor, emulator),
 }
 HELP = """Turn a trained PyTorch model into a quantized file for phones and boards, and prove it on that file.
 
@@ -38,6 +44,9 @@ def build_app() -> typer.Typer:
     app.callback(invoke_without_command=True)(_root)
     for panel, commands in _PANELS.items():
         for command in commands:
+            if isinstance(command, typer.Typer):
+                app.add_typer(command, rich_help_panel=panel)
+                continue
             app.command(rich_help_panel=panel, help=_one_line_per_paragraph(command.__doc__ or ""))(command)
     return app
 

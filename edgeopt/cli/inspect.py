@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 def inspect(
     context: typer.Context,
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A .tflite, .onnx, .pte or .mlpackage file, or a bundle.")
+        Path,
+        typer.Argument(metavar="FILE", help="A .tflite, .onnx, .pte or .mlpackage file, or a bundle (.zip, too)."),
     ],
     every: Annotated[bool, typer.Option("--all", help="List each operator instead of counting them by type.")] = False,
     json: JsonFlag = False,
@@ -36,29 +38,30 @@ def inspect(
 
         bundle: LoadedBundle | None = None
         report: Report | None = None
-        if file.is_dir() and file.suffix != ".mlpackage":
-            from edgeopt.bundle import open_bundle
+        with ExitStack() as stack:
+            if (file.is_dir() and file.suffix != ".mlpackage") or file.suffix == ".zip":
+                from edgeopt.bundle.archive import open_anywhere
 
-            bundle = open_bundle(file)
-            report = bundle.report()
-        summary = summarize(bundle.model_path if bundle is not None else file)
+                bundle = stack.enter_context(open_anywhere(file))
+                report = bundle.report()
+            summary = summarize(bundle.model_path if bundle is not None else file)
     if json:
         print_json({"file": summary, **({"manifest": bundle.manifest} if bundle is not None else {})})
         return
     console = stdout()
     if bundle is not None and report is not None:
-        _show_bundle(bundle, report, console)
-    _show_file(summary, bundle.model_path if bundle is not None else file, console)
+        _show_bundle(file, bundle, report, console)
+    _show_file(summary, file / bundle.manifest.model.file if bundle is not None else file, console)
     console.print()
     _show_signature(summary.signature, console)
     console.print()
     console.print(_each_operator(summary) if every else _operators_by_type(summary))
 
 
-def _show_bundle(bundle: LoadedBundle, report: Report, console: Console) -> None:
+def _show_bundle(file: Path, bundle: LoadedBundle, report: Report, console: Console) -> None:
     manifest = bundle.manifest
     missed = ", ".join(check.name for check in report.checks if not check.passed)
-    console.print(f"Bundle {bundle.path}", style="bold", soft_wrap=True)
+    console.print(f"Bundle {file}", style="bold", soft_wrap=True)
     console.print(
         facts(
             {

@@ -23,6 +23,7 @@ _GATE_UNITS = {
     "max_peak_memory_bytes": "bytes",
     "max_cpu_operators": "operators",
     "min_accelerated": "fraction",
+    "max_instructions": "instructions",
 }
 
 

@@ -14,7 +14,9 @@ from edgeopt.errors import GateError
 
 def validate(
     context: typer.Context,
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that 'edgeopt export' wrote.")],
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="Directory that 'edgeopt export' wrote, or its .zip.")
+    ],
     evaluation: Annotated[
         str | None,
         typer.Option(
@@ -24,6 +26,14 @@ def validate(
         ),
     ] = None,
     threads: Annotated[int, typer.Option(metavar="N", min=1, max=MOST_THREADS, help="Threads when timing.")] = 1,
+    verify_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="phone:NAME",
+            help="Run it on an emulated Arm core too, and count instructions. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Verify every hash of a bundle and run every check again, on this machine.
@@ -36,7 +46,9 @@ def validate(
         progress.step("Verifying the bundle")
         from edgeopt.pipeline import validate as run
 
-        report = run(bundle, evaluation=evaluation, threads=threads, progress=progress)
+        report = run(
+            bundle, evaluation=evaluation, threads=threads, verify_on=tuple(verify_on or ()), progress=progress
+        )
     if json:
         print_json(bundle_document(bundle, report))
     else:

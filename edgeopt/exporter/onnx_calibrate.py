@@ -15,6 +15,7 @@ from edgeopt.exporter.onnx_plan import Plan, Role
 from edgeopt.exporter.onnx_rewrite import for_int8
 from edgeopt.formats.onnx import source_layer
 from edgeopt.layer_names import strip_wrapper
+from edgeopt.telemetry import opt_out
 from edgeopt.types import Array, Model, Sample, Scheme, Signature
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def observe(
     Raises DataError when the run has no samples or one does not fit the model, ConversionError when ONNX Runtime
     refuses the graph.
     """
+    opt_out()
     import onnxruntime as ort
 
     estimator = ActivationRanges(

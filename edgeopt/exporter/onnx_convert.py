@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from edgeopt.errors import ConversionError
 from edgeopt.exporter.onnx_graph import clean
 from edgeopt.exporter.onnx_rewrite import attributes, captured_names, gemms_as_products
+from edgeopt.telemetry import opt_out
 from edgeopt.types import Scheme
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ DYNAMIC_TYPES = ("MatMul", "Gemm")
 
 def to_float16(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Weights and arithmetic in float16; inputs, outputs and operators without a float16 form stay float32."""
+    opt_out()
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
     blocked = [*DEFAULT_OP_BLOCK_LIST, *_without_float16(proto)]
@@ -87,6 +89,7 @@ def to_dynamic_int8(
 ) -> onnx.ModelProto:
     """Constant weights of matrix products as int8; what they are multiplied with is quantized at run time."""
     import onnx
+    opt_out()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     prepared = gemms_as_products(proto)

@@ -11,6 +11,7 @@ import numpy as np
 from edgeopt.errors import ConversionError
 from edgeopt.exporter.onnx_graph import at_opset
 from edgeopt.exporter.onnx_rewrite import captured_names, constants_of, number, prune_initializers
+from edgeopt.telemetry import opt_out
 from edgeopt.types import Array
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def check_static(proto: onnx.ModelProto) -> None:
 
 def _fused(proto: onnx.ModelProto) -> onnx.ModelProto:
     """By ONNX Runtime's own fusions; the new nodes are named after the layer that they stand for."""
+    opt_out()
     from onnxruntime.quantization.execution_providers.qnn.fusion_lpnorm import FusionLpNormalization
     from onnxruntime.quantization.fusions import FusionGelu, FusionLayerNormalization
     from onnxruntime.quantization.onnx_model import ONNXModel

@@ -11,9 +11,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from edgeopt.report.phones import phones_table
 from edgeopt.report.steps import steps_table
 from edgeopt.report.units import quantity, three_digits, title
-from edgeopt.types import Check, Measurement, OpTiming, Placement, Report, UnquantizedOp
+from edgeopt.types import PHONE, Check, Measurement, OpTiming, Placement, Report, UnquantizedOp
 
 MAX_GROUPS = 6
 MAX_NAMES = 2
@@ -37,6 +38,9 @@ def render(report: Report, console: Console) -> None:
         console.print(_checks(report.checks))
     if report.measurements:
         console.print(_figures(report))
+    if phones := phones_table(report):
+        console.print(Text("On emulated Arm cores (instructions of one inference, 1 thread)", style="bold"))
+        console.print(Padding(phones, (0, 0, 1, 2)))
     if report.steps:
         console.print(Text("What each step did", style="bold"))
         console.print(Padding(steps_table(report.steps), (0, 0, 1, 2)))
@@ -103,7 +107,8 @@ def _checks(checks: Sequence[Check]) -> Padding:
 def _figures(report: Report) -> Padding:
     """What the file is compared with beside the file itself, one row per thing measured."""
     rows: dict[tuple[str, str, int | None], dict[str, Measurement]] = defaultdict(dict)
-    for measurement in (m for m in report.measurements if m.name != "speedup"):  # the change of the latency says it
+    # The change of the latency says the speed-up; emulated phones have a table of their own.
+    for measurement in (m for m in report.measurements if m.name != "speedup" and not m.runtime.startswith(PHONE)):
         rows[measurement.name, measurement.runtime, measurement.threads][measurement.subject] = measurement
     subjects = {measurement.subject for measurement in report.measurements}
     own = _own_subject(report)
@@ -143,9 +148,10 @@ def _provenance(measurement: Measurement, report: Report) -> str:
         case "measured-host":
             place = f"host {machine.replace('_', '-')}" if isinstance(machine, str) else "host"
         case "measured-device":
-            place = "device"
+            place = measurement.runtime.removeprefix("device:")
         case other:
-            place = other
+            predicted = measurement.name == "predicted_latency_ms"
+            place = f"{other}, {measurement.runtime}" if predicted else other
     if measurement.repetitions is not None and measurement.unit == "ms":
         place += f", median of {measurement.repetitions}"
     return place

@@ -12,6 +12,7 @@ TITLES = {
     "max_abs_error": "largest error",
     "speedup": "speed-up",
     "latency_ms": "latency",
+    "predicted_latency_ms": "latency on the device",
     "size_bytes": "size",
     "peak_memory_bytes": "peak memory",
     "cpu_operators": "operators on the CPU",
@@ -24,6 +25,9 @@ TITLES = {
     "onchip_bytes": "parameters on the chip",
     "offchip_bytes": "parameters off the chip",
     "macs": "MACs",
+    "host_agreement": "answers as on this machine",
+    "host_identical": "identical to this machine",
+    "host_sqnr_db": "SQNR to this machine",
     "top1": "top-1",
     "top5": "top-5",
 }
@@ -55,7 +59,7 @@ def quantity(value: float | None, unit: str) -> str:
             return f"{value:.2f}x"
         case "dB":
             return f"{value:.1f} dB"
-        case "cycles" | "MACs":
+        case "cycles" | "MACs" | "instructions":
             return _count(value)
         case "operators":
             return f"{value:.0f}"

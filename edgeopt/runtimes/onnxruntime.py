@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from edgeopt.errors import ConversionError, DataError, MissingError
 from edgeopt.runtimes.base import Session, check_shape
+from edgeopt.telemetry import opt_out
 from edgeopt.types import Array, Format, OpTiming, Signature
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class _OnnxSession(Session):
 
 
 def _open(path: Path, threads: int, profile_prefix: Path | None) -> onnxruntime.InferenceSession:
+    opt_out()
     import onnxruntime as ort
 
     options = ort.SessionOptions()

@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
+from edgeopt.telemetry import opt_out
 from edgeopt.types import Array
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def open_session(request: Mapping[str, object]) -> onnxruntime.InferenceSession:
     Raises whatever ONNX Runtime raises when the provider can't be made or the file is refused: unlike its default, it
     does not go on without the provider.
     """
+    opt_out()
     import onnxruntime as ort
     import onnxruntime_qnn
 

@@ -13,6 +13,7 @@ from edgeopt.sources.base import SourceOptions
 from edgeopt.sources.build import build_native, override
 from edgeopt.sources.digest import sha256_of
 from edgeopt.sources.signature import describe, dtype_of, spec_of
+from edgeopt.telemetry import opt_out
 from edgeopt.types import Array, Dim, Model, NativeGraph, StepRecord, TensorSpec
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ class Runner:
     """The file in ONNX Runtime, as a function from named inputs to named outputs."""
 
     def __init__(self, path: Path, inputs: tuple[TensorSpec, ...]) -> None:
+        opt_out()
         import onnxruntime
 
         self.path = path

@@ -57,6 +57,7 @@ class GatesForm(Form):
     max_peak_memory_mb: Positive = None
     max_cpu_operators: Count = None
     min_accelerated: Fraction = None
+    max_instructions: Count = None
 
 
 class AdviceForm(Form):
@@ -117,6 +118,7 @@ def load(name_or_path: str) -> Target:
             max_peak_memory_bytes=_bytes(gates.max_peak_memory_mb),
             max_cpu_operators=gates.max_cpu_operators,
             min_accelerated=gates.min_accelerated,
+            max_instructions=gates.max_instructions,
         ),
         advice=form.advice.model_dump(exclude_none=True),
         recipe=("auto",) if form.recipe == "auto" else tuple(form.recipe),

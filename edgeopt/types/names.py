@@ -14,4 +14,6 @@ Format = Literal["litert", "onnx", "executorch", "coreml"]
 PassName = Literal[
     "fold-batch-norm", "equalize", "absorb-high-bias", "smooth", "clip-outliers", "round-adaptively", "correct-bias"
 ]  # fmt: skip
+#: What the names of runtimes that emulate a phone begin with: "phone:cortex-a76".
+PHONE = "phone:"
 Provenance = Literal["measured-host", "emulated", "estimated", "measured-device"]

@@ -66,7 +66,8 @@ class OpTiming:
 class Gates:
     """Limits on the exported file; None switches a gate off. Fractions, not per cent: 0.005 is half a point.
 
-    `max_cpu_operators` and `min_accelerated` (a fraction of the operators) judge the placement on an accelerator.
+    `max_cpu_operators` and `min_accelerated` (a fraction of the operators) judge the placement on an accelerator,
+    `max_instructions` one inference on each emulated phone.
     """
 
     max_accuracy_drop: float | None = None
@@ -78,6 +79,7 @@ class Gates:
     max_peak_memory_bytes: int | None = None
     max_cpu_operators: int | None = None
     min_accelerated: float | None = None
+    max_instructions: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from edgeopt.types import (
 from edgeopt.validation.benchmark import benchmark, subject_of
 from edgeopt.validation.evaluate import Evaluation, evaluate
 from edgeopt.validation.gates import judge, without_limit
+from edgeopt.validation.phones import Candidate, OnPhone, Phones, verify_on
 
 if TYPE_CHECKING:
     from edgeopt.progress import Progress
@@ -74,6 +75,7 @@ class Terms:
         metric: None without labels.
         required_gates: fields of `Gates` that the user set and that must not be skipped.
         advice: check name -> what to try when it fails.
+        phones: emulated ones, in which the file is verified as well; none by default.
     """
 
     model: str
@@ -87,6 +89,7 @@ class Terms:
     required_gates: frozenset[str]
     advice: Mapping[str, str]
     threads: int
+    phones: Phones = field(default_factory=Phones)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,7 @@ class _Observed:
 
     evaluation: Evaluation | None
     elsewhere: Mapping[str, Evaluation]
+    phones: tuple[OnPhone, ...]
     source_sqnr_db: float | None
     timings: tuple[OpTiming, ...]
     first_inputs: Mapping[str, Array] = field(repr=False)
@@ -110,6 +114,8 @@ def prove(subject: Subject, terms: Terms, findings: tuple[Finding, ...], progres
         *without_limit(terms.gates, observed.evaluation, measurements),
         *_source_check(observed.source_sqnr_db),
         *_checks_elsewhere(terms.gates, observed.elsewhere),
+        *(check for phone in observed.phones for check in phone.checks),
+        *_uncounted(terms),
         *(told.checks if told else ()),
     )
     return Report(
@@ -118,10 +124,14 @@ def prove(subject: Subject, terms: Terms, findings: tuple[Finding, ...], progres
         target=terms.target,
         runtime=terms.runtimes[0],
         checks=checks,
-        measurements=(*_quality(subject, observed, terms), *measurements),
+        measurements=(
+            *_quality(subject, observed, terms),
+            *measurements,
+            *(measurement for phone in observed.phones for measurement in phone.measurements),
+        ),
         unquantized_ops=subject.artifact.unquantized_ops,
         op_timings=observed.timings,
-        findings=findings,
+        findings=(*findings, *(finding for phone in observed.phones for finding in phone.findings)),
         evaluation=_provenance(subject, observed.evaluation, terms),
         placement=told.placement if told else None,
     )
@@ -189,7 +199,12 @@ def _observe(subject: Subject, terms: Terms, progress: Progress) -> _Observed:
         if not emulated:
             progress.step("Profiling")
             timings = candidate.profile(first_inputs)
-        return _Observed(evaluation, elsewhere, source_sqnr_db, timings, first_inputs)
+        on_trial = Candidate(subject.artifact, subject.float_twin, candidate, reference)
+        phones = tuple(
+            verify_on(phone, on_trial, terms.phones, terms.gates, terms.metric, progress)
+            for phone in terms.phones.runtimes
+        )
+        return _Observed(evaluation, elsewhere, phones, source_sqnr_db, timings, first_inputs)
 
 
 def _source_check(sqnr_db: float | None) -> tuple[Check, ...]:
@@ -198,6 +213,17 @@ def _source_check(sqnr_db: float | None) -> tuple[Check, ...]:
     passed = sqnr_db >= MIN_SOURCE_SQNR_DB
     advice = None if passed else "the converter changed the model: the float file differs from the source by far"
     return (Check("source_sqnr_db", sqnr_db, MIN_SOURCE_SQNR_DB, ">=", "dB", passed, advice),)
+
+
+def _uncounted(terms: Terms) -> tuple[Check, ...]:
+    """The user's limit on instructions where no phone was named to count them."""
+    if terms.phones.runtimes or terms.gates.max_instructions is None:
+        return ()
+    if "max_instructions" not in terms.required_gates:
+        return ()
+    advice = "could not be measured: name an emulated phone with --verify-on phone:NAME"
+    limit = terms.gates.max_instructions
+    return (Check("instructions", None, limit, "<=", "instructions", passed=False, advice=advice),)
 
 
 def _checks_elsewhere(gates: Gates, elsewhere: Mapping[str, Evaluation]) -> tuple[Check, ...]:

@@ -61,9 +61,17 @@ class Pipeline:
             bundles.append(Bundle(path, report.target, report.status == "passed", report))
         return tuple(bundles)
 
-    def validate(self, bundle: Path, *, evaluation: str | None, threads: int, progress: Progress) -> Report:
+    def validate(
+        self,
+        bundle: Path,
+        *,
+        evaluation: str | None,
+        threads: int,
+        verify_on: tuple[str, ...],
+        progress: Progress,
+    ) -> Report:
         progress.step("Evaluating")
-        self.calls.append((bundle, evaluation, threads))
+        self.calls.append((bundle, evaluation, threads, verify_on))
         (bundle / "manifest.json").write_text("{}")
         return self.reports[0]
 
@@ -249,8 +257,10 @@ def test_debug_shows_everything(pipeline: Pipeline, run: Run) -> None:
 
 
 def test_validate(pipeline: Pipeline, run: Run, tmp_path: Path) -> None:
-    code, out, _ = run("validate", str(tmp_path), "--evaluation", "e.npz", "--threads", "2")
-    assert (code, pipeline.calls) == (0, [(tmp_path, "e.npz", 2)])
+    code, out, _ = run(
+        "validate", str(tmp_path), "--evaluation", "e.npz", "--threads", "2", "--verify-on", "phone:cortex-a76"
+    )
+    assert (code, pipeline.calls) == (0, [(tmp_path, "e.npz", 2, ("phone:cortex-a76",))])
     assert out.startswith("PASSED")
     pipeline.reports = (FAILED,)
     code, out, err = run("validate", str(tmp_path), "--json")

@@ -1,0 +1,8 @@
+package org.tensorflow.lite;
+
+public interface Tensor {
+    int[] shape();
+    int index();
+    String name();
+    java.nio.ByteBuffer asReadOnlyBuffer();
+}

@@ -1,0 +1,421 @@
+"""edgeopt-runner, built for this machine against the installed wheels: both modes, and what can go wrong in them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeopt.emulator import deb, home, lock
+from edgeopt.native import IMPLEMENTATIONS, PROGRAM, RUNNER
+from edgeopt.types import Array, Format
+
+pytestmark = pytest.mark.e2e
+
+FORMATS: tuple[Format, ...] = ("litert", "onnx", "executorch")
+SUFFIX = {"litert": ".tflite", "onnx": ".onnx", "executorch": ".pte"}
+
+
+def _onnxruntime_headers(scratch: Path) -> Path:
+    """The folder with onnxruntime_c_api.h: the system's, or what the emulator's setup downloaded."""
+    for folder in map(Path, ("/usr/include/onnxruntime", "/usr/local/include/onnxruntime")):
+        if (folder / "onnxruntime_c_api.h").is_file():
+            return folder
+    for package in lock.for_this_host().debian:
+        file = home.downloads() / package.sha256
+        if package.group == "headers" and file.is_file():
+            deb.unpack(file, scratch, package.file_name, lambda path: path.endswith(".h"))
+            return scratch / "usr/include/onnxruntime"
+    pytest.skip("no onnxruntime_c_api.h: `edgeopt emulator setup` downloads it")
+
+
+def _package(name: str) -> Path:
+    """A package's folder, without importing what it registers."""
+    from importlib.util import find_spec
+
+    spec = find_spec(name)
+    assert spec is not None
+    return Path(next(iter(spec.submodule_search_locations or ())))
+
+
+class Runners:
+    """Builds a format's runner when it is first asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._built: dict[Format, Path] = {}
+
+    def __getitem__(self, format_: Format) -> Path:
+        if format_ not in self._built:
+            self._built[format_] = self._build(format_)
+        return self._built[format_]
+
+    def _build(self, format_: Format) -> Path:
+        compiler = shutil.which("g++")
+        if compiler is None:
+            pytest.skip("no g++")
+        implementation = IMPLEMENTATIONS[format_]
+        package = _package(implementation.package)
+        libraries = [path for pattern in implementation.libraries for path in sorted(package.glob(pattern))]
+        include = [package / folder for folder in implementation.include]
+        folders = {library.parent for library in libraries}
+        if implementation.soname is not None:
+            include.append(_onnxruntime_headers(self._directory))
+            (self._directory / implementation.soname).symlink_to(libraries[0])
+            folders = {self._directory}
+        target = self._directory / format_
+        flags = ["-std=c++17", "-O0", "-Wall", "-Wextra", "-Werror", "-fsanitize=undefined", "-fno-sanitize-recover"]
+        subprocess.run(
+            [
+                *(compiler, *flags, *(f"-D{name}" for name in implementation.definitions)),
+                *(part for folder in include for part in ("-isystem", str(folder))),
+                *(str(RUNNER / name) for name in (*PROGRAM, implementation.source)),
+                *("-o", str(target), "-Wl,--no-as-needed", *map(str, libraries)),
+                *(f"-Wl,-rpath,{folder}" for folder in folders),
+            ],
+            check=True,
+        )
+        return target
+
+
+@pytest.fixture(scope="module")
+def runners(tmp_path_factory: pytest.TempPathFactory) -> Runners:
+    return Runners(tmp_path_factory.mktemp("runners"))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[Format, Path]:
+    """For each format a file with inputs x and y of n rows (1 to 4) and 3 columns, and the outputs x + y and x * y."""
+    directory = tmp_path_factory.mktemp("models")
+    paths: dict[Format, Path] = {format_: directory / f"model{SUFFIX[format_]}" for format_ in FORMATS}
+    _write_litert(paths["litert"])
+    _write_onnx(paths["onnx"])
+    _write_executorch(paths["executorch"])
+    return paths
+
+
+def _write_litert(path: Path, rows: int = -1, dtype: str = "FLOAT32", custom: str | None = None) -> None:
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    def tensor(name: str) -> schema.TensorT:
+        made = schema.TensorT()
+        made.name, made.type, made.buffer = name.encode(), getattr(schema.TensorType, dtype), 0
+        made.shape = np.array([max(rows, 1), 3], np.int32)
+        made.shapeSignature = np.array([rows, 3], np.int32)
+        if dtype == "INT8":
+            made.quantization = schema.QuantizationParametersT()
+            made.quantization.scale, made.quantization.zeroPoint = np.float32([0.5]), np.array([0])
+        return made
+
+    def operator(code: int, options: str, output: int) -> schema.OperatorT:
+        made = schema.OperatorT()
+        made.opcodeIndex = code
+        made.inputs, made.outputs = np.array([0, 1], np.int32), np.array([output], np.int32)
+        if custom is None:
+            made.builtinOptionsType = getattr(schema.BuiltinOptions, options)
+            made.builtinOptions = getattr(schema, f"{options}T")()
+        return made
+
+    def code(name: str) -> schema.OperatorCodeT:
+        made = schema.OperatorCodeT()
+        made.builtinCode = made.deprecatedBuiltinCode = getattr(schema.BuiltinOperator, "CUSTOM" if custom else name)
+        if custom:
+            made.deprecatedBuiltinCode, made.customCode = schema.BuiltinOperator.CUSTOM, custom.encode()
+        return made
+
+    graph = schema.SubGraphT()
+    graph.tensors = [tensor(name) for name in ("x", "y", "sum", "product")]
+    graph.operators = [operator(0, "AddOptions", 2), operator(1, "MulOptions", 3)]
+    graph.inputs, graph.outputs = np.array([0, 1], np.int32), np.array([2, 3], np.int32)
+    model = schema.ModelT()
+    model.version, model.buffers, model.subgraphs = 3, [schema.BufferT()], [graph]
+    model.operatorCodes = [code("ADD"), code("MUL")]
+    flatbuffer_utils.write_model(model, str(path))
+
+
+def _write_onnx(path: Path, dtype: str = "FLOAT") -> None:
+    from onnx import TensorProto, checker, helper, save
+
+    kind = getattr(TensorProto, dtype)
+    names = {"in": ("x", "y"), "out": ("sum", "product")}
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "y"], ["sum"]), helper.make_node("Mul", ["x", "y"], ["product"])],
+        "g",
+        [helper.make_tensor_value_info(name, kind, ["n", 3]) for name in names["in"]],
+        [helper.make_tensor_value_info(name, kind, ["n", 3]) for name in names["out"]],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    checker.check_model(model)
+    save(model, str(path))
+
+
+def _write_executorch(path: Path) -> None:
+    import torch
+    from executorch.exir import to_edge
+
+    class Net(torch.nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x + y, x * y
+
+    rows = {0: torch.export.Dim("n", min=1, max=4)}
+    example = (torch.zeros(2, 3), torch.ones(2, 3))
+    exported = torch.export.export(Net(), example, dynamic_shapes=(rows, rows))
+    path.write_bytes(to_edge(exported).to_executorch().buffer)
+
+
+@dataclass
+class Server:
+    """A runner that serves."""
+
+    process: subprocess.Popen[bytes]
+
+    def send(self, data: bytes) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(data)
+        self.process.stdin.flush()
+
+    def line(self) -> dict[str, object]:
+        assert self.process.stdout is not None
+        return dict(json.loads(self.process.stdout.readline()))
+
+    def run(self, arrays: Sequence[Array]) -> list[Array]:
+        types = " ".join(f"{a.dtype.name}:{','.join(map(str, a.shape))}" for a in arrays)
+        self.send(f"run {types}\n".encode() + b"".join(a.tobytes() for a in arrays))
+        return self.outputs()
+
+    def outputs(self) -> list[Array]:
+        assert self.process.stdout is not None
+        answer = self.line()
+        assert "error" not in answer, answer
+        arrays = []
+        for entry in answer["outputs"]:  # type: ignore[attr-defined]
+            dtype = np.dtype(entry["dtype"])
+            size = int(np.prod(entry["shape"])) * dtype.itemsize
+            arrays.append(np.frombuffer(self.process.stdout.read(size), dtype).reshape(entry["shape"]))
+        return arrays
+
+    def end(self) -> int:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        assert self.process.stdout.read() == b""
+        self.process.stdout.close()
+        return self.process.wait(timeout=20)
+
+
+def _serve(runner: Path, model: Path) -> Server:
+    process = subprocess.Popen(
+        [runner, model, "--threads", "2", "--serve"], stdin=-1, stdout=-1, stderr=subprocess.DEVNULL
+    )
+    return Server(process)
+
+
+def _once(runner: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(runner), *map(str, words)], capture_output=True, text=True, timeout=60)
+
+
+def _last(done: subprocess.CompletedProcess[str]) -> str:
+    return done.stderr.strip().splitlines()[-1]
+
+
+def _arrays(rows: int) -> tuple[Array, Array]:
+    x = np.arange(rows * 3, dtype=np.float32).reshape(rows, 3)
+    return x, np.cos(x)
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_serves_and_follows_free_sizes(runners: Runners, models: dict[Format, Path], format_: Format) -> None:
+    server = _serve(runners[format_], models[format_])
+    ready = server.line()
+    names = {"litert": ["x", "y"], "onnx": ["x", "y"], "executorch": ["", ""]}[format_]
+    assert ready["ready"] is True
+    rows = {"litert": 1, "onnx": -1, "executorch": 4}[format_]
+    assert ready["inputs"] == [{"name": name, "dtype": "float32", "shape": [rows, 3]} for name in names]
+    for count in (1, 4, 4, 2):
+        x, y = _arrays(count)
+        total, product = server.run([x, y])
+        np.testing.assert_array_equal(total, x + y)
+        np.testing.assert_array_equal(product, x * y)
+    assert server.end() == 0
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_what_does_not_fit_is_refused_and_the_next_request_is_answered(
+    runners: Runners, models: dict[Format, Path], format_: Format
+) -> None:
+    x, y = _arrays(2)
+    server = _serve(runners[format_], models[format_])
+    server.line()
+    # ExecuTorch's file tells its largest sizes only; which others it takes its runtime knows.
+    narrow = "inputs of these shapes" if format_ == "executorch" else "has the shape (3, 2), "
+    for arrays, reason in (
+        ([x], "got 1 inputs, the model takes 2"),
+        ([x, y.astype(np.int8)], "int8, the model takes float32"),
+        ([x.T.copy(), y], narrow),
+        ([x[0], y], "the shape (3), the model takes"),
+        ([x, np.zeros((5, 4), np.float32)], "the shape (5, 4), "),
+    ):
+        types = " ".join(f"{a.dtype.name}:{','.join(map(str, a.shape))}" for a in arrays)
+        server.send(f"run {types}\n".encode() + b"".join(a.tobytes() for a in arrays))
+        assert reason in str(server.line()["error"])
+    np.testing.assert_array_equal(server.run([x, y])[0], x + y)
+    assert server.end() == 0
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_rows_that_differ_are_the_runtimes_own_error(
+    runners: Runners, models: dict[Format, Path], format_: Format
+) -> None:
+    server = _serve(runners[format_], models[format_])
+    server.line()
+    x, y = _arrays(2)[0], _arrays(3)[1]
+    server.send(b"run float32:2,3 float32:3,3\n" + x.tobytes() + y.tobytes())
+    assert " can't " in str(server.line()["error"])
+    x, y = _arrays(3)
+    np.testing.assert_array_equal(server.run([x, y])[0], x + y)
+    assert server.end() == 0
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"run float32\n", b"run float33:1\n", b"run float32:-1,3\n", b"run float32:1, 3\n", b"walk float32:1,3\n",
+        b"run float32:99999999999,99999999999\n", b"run float32:1,3x\n", b"\xff\x00\xfe\n", b"run float32:1,,3\n",
+        b"run float32:2,3 float32:2,3\n1234", b"run float32:1", b"r" * (1 << 21), b"\n",
+    ],
+)  # fmt: skip
+def test_a_malformed_request_ends_it_with_an_error(runners: Runners, models: dict[Format, Path], line: bytes) -> None:
+    done = subprocess.run([runners["litert"], models["litert"], "--serve"], input=line, capture_output=True, timeout=20)
+    assert done.returncode == 2
+    ready, error = done.stdout.splitlines()
+    assert json.loads(ready)["ready"] is True
+    assert list(json.loads(error)) == ["error"]
+
+
+def test_a_request_larger_than_memory_is_refused(runners: Runners, models: dict[Format, Path]) -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -v 2000000; exec {runners['litert']} {models['litert']} --serve"],
+        input=b"run float32:1000000000,3\n",
+        capture_output=True,
+        timeout=20,
+    )
+    if b"ready" not in done.stdout:
+        pytest.skip("the sanitizer needs more memory than that")
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.parametrize("content", [None, b"", b"no model at all" * 99])
+def test_a_file_that_is_none_is_one_line(
+    runners: Runners, tmp_path: Path, format_: Format, content: bytes | None
+) -> None:
+    path = tmp_path / f"model{SUFFIX[format_]}"
+    if content is not None:
+        path.write_bytes(content)
+    done = _once(runners[format_], path, "--runs", 1)
+    assert done.returncode == 1
+    assert _last(done).startswith("edgeopt-runner: ")
+    served = _once(runners[format_], path, "--serve")
+    assert served.returncode == 1
+    assert list(json.loads(served.stdout)) == ["error"]
+
+
+def test_an_operator_of_an_accelerator_is_an_error(runners: Runners, tmp_path: Path) -> None:
+    _write_litert(tmp_path / "m.tflite", rows=1, custom="edgetpu-custom-op")
+    done = _once(runners["litert"], tmp_path / "m.tflite", "--serve")
+    assert done.returncode == 1
+    assert "an operator that this LiteRT lacks" in json.loads(done.stdout)["error"]
+    assert "edgetpu-custom-op" in done.stderr
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_once_writes_outputs_and_figures(
+    runners: Runners, models: dict[Format, Path], tmp_path: Path, format_: Format
+) -> None:
+    x, y = _arrays(2)
+    (tmp_path / "x=1:2.bin").write_bytes(x.tobytes())
+    (tmp_path / "y.bin").write_bytes(y.tobytes())
+    inputs = [f"{tmp_path}/x=1:2.bin:float32:2,3", f"{tmp_path}/y.bin:float32:2,3"]
+    if format_ != "executorch":  # by name, in any order
+        inputs = [f"y={inputs[1]}", f"x={inputs[0]}"]
+    done = _once(
+        *(runners[format_], models[format_], "--input", inputs[0], "--input", inputs[1], "--mark"),
+        *("--output-dir", tmp_path, "--warmup", 1, "--runs", 3, "--json", tmp_path / "run.json"),
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "run.json").read_text())
+    assert len(figures["latencies_ms"]) == 3
+    assert all(ms >= 0 for ms in (figures["load_ms"], figures["first_ms"], *figures["latencies_ms"]))
+    assert 1000 < figures["peak_kb"] < 10_000_000
+    for entry, wanted in zip(figures["outputs"], (x + y, x * y), strict=True):
+        assert (entry["dtype"], entry["shape"]) == ("float32", [2, 3])
+        np.testing.assert_array_equal(np.fromfile(tmp_path / entry["file"], np.float32).reshape(2, 3), wanted)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        ([], 2, "no model"),
+        (["m", "--serve", "--json", "f"], 2, "--serve takes no files"),
+        (["m", "--threads", "0"], 2, "at least 1"),
+        (["m", "--runs"], 2, "lacks its value"),
+        (["m", "--colour"], 2, "unknown argument --colour"),
+        (["m", "n"], 2, "unknown argument n"),
+        (["MODEL"], 1, "got 0 inputs, the model takes 2"),
+        (["MODEL", "--input", "x.bin", "--input", "y"], 2, "is not [NAME=]FILE:TYPE:SIZES"),
+        (["MODEL", "--input", "x.bin:float8:1", "--input", "y"], 2, "is no element type"),
+        (["MODEL", "--input", "none:float32:1,3", "--input", "none:float32:1,3"], 1, "can't read none"),
+        (["MODEL", "--input", "DIR/short:float32:1,3", "--input", "DIR/short:float32:1,3"], 1, "12 bytes"),
+        (["MODEL", "--input", "x=DIR/good:float32:1,3", "--input", "x=DIR/good:float32:1,3"], 2, "given twice"),
+        (["MODEL", *["--input", "DIR/good:float32:1,3"] * 2, "--output-dir", "DIR/none"], 1, "can't write"),
+    ],
+)
+def test_wrong_usage(
+    runners: Runners, models: dict[Format, Path], tmp_path: Path, words: list[str], code: int, told: str
+) -> None:
+    (tmp_path / "short").write_bytes(b"1234")
+    (tmp_path / "good").write_bytes(bytes(12))
+    filled = [word.replace("MODEL", str(models["litert"])).replace("DIR", str(tmp_path)) for word in words]
+    done = _once(runners["litert"], *filled)
+    assert done.returncode == code
+    assert told in done.stderr
+
+
+def test_a_full_disk_is_told(runners: Runners, models: dict[Format, Path], tmp_path: Path) -> None:
+    if not os.access("/dev/full", os.W_OK):
+        pytest.skip("no /dev/full")
+    (tmp_path / "good").write_bytes(bytes(12))
+    given = ["--input", f"{tmp_path}/good:float32:1,3"]
+    done = _once(runners["litert"], models["litert"], *given, *given, "--json", "/dev/full")
+    assert done.returncode == 1
+    assert _last(done) == "edgeopt-runner: can't write /dev/full"
+
+
+def test_integers_are_fed_as_they_are(runners: Runners, tmp_path: Path) -> None:
+    _write_litert(tmp_path / "m.tflite", rows=2, dtype="INT8")
+    x, y = np.int8([[1, -2, 3], [100, 120, -128]]), np.int8([[4, 5, -6], [100, 2, -128]])
+    server = _serve(runners["litert"], tmp_path / "m.tflite")
+    assert server.line()["inputs"][0]["dtype"] == "int8"  # type: ignore[index]
+    total, product = server.run([x, y])
+    np.testing.assert_array_equal(total, np.clip(x.astype(int) + y, -128, 127))
+    assert product.dtype == np.int8
+    assert server.end() == 0
+
+
+@pytest.mark.parametrize("dtype", ["FLOAT16", "INT32", "INT64", "UINT8", "INT8"])
+def test_every_type_of_onnx(runners: Runners, tmp_path: Path, dtype: str) -> None:
+    _write_onnx(tmp_path / "m.onnx", dtype)
+    x = np.arange(6).reshape(2, 3).astype(dtype.lower())
+    server = _serve(runners["onnx"], tmp_path / "m.onnx")
+    if "error" in server.line():
+        pytest.skip(f"ONNX Runtime has no kernel for {dtype}")
+    np.testing.assert_array_equal(server.run([x, x])[0], x + x)
+    assert server.end() == 0
