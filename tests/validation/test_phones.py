@@ -87,13 +87,13 @@ def phone(monkeypatch: pytest.MonkeyPatch) -> Engine:
 
 def verified(
     tmp_path: Path,
-    gates: Gates = Gates(),
+    gates: Gates | None = None,
     host: Session | None = None,
-    precision: Precision = "w8a8",  # noqa: B008 (frozen)
+    precision: Precision = "w8a8",
 ) -> OnPhone:
     twin = artifact(tmp_path, "model_fp32.tflite", "fp32")
     candidate = Candidate(artifact(tmp_path, "model.tflite", precision), twin, host or Shifted(), Shifted())
-    return verify_on(PHONE, candidate, Phones((PHONE,), lambda: iter(SAMPLES), 4), gates, None, Silent())
+    return verify_on(PHONE, candidate, Phones((PHONE,), lambda: iter(SAMPLES), 4), gates or Gates(), None, Silent())
 
 
 @pytest.mark.usefixtures("phone")
