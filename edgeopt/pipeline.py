@@ -63,6 +63,8 @@ _ADVICE = dict.fromkeys(
     "train longer (epochs) or remove less; the table of steps shows where it was lost. A distil step recovers without "
     "labels, a qat step what int8 costs",
 )
+#: What a prediction says of itself that its interval doesn't show.
+_PREDICTED_OTHERWISE = frozenset({"dynamic-shape", "unknown-operators"})
 #: Each costs its inputs and outputs in bundle size.
 GOLDEN_VECTORS = 4
 
@@ -274,6 +276,7 @@ def _predicted(
     if job.scheme.npu is not None:
         return (), ()
     figures: list[Measurement] = []
+    notes: dict[str, Finding] = {}
     for subject, file in (("float", twin), (subject_of(artifact, twin), artifact)):
         if file is not None:
             try:
@@ -282,7 +285,8 @@ def _predicted(
             except EdgeoptError as error:
                 return (), (Finding("not-predicted", f"latency on {job.device.name}", error.problem),)
             figures += prediction.measurements(subject)
-    return tuple(figures), ()
+            notes |= {note.code: note for note in prediction.findings if note.code in _PREDICTED_OTHERWISE}
+    return tuple(figures), tuple(notes.values())
 
 
 def _golden(artifact: Artifact, twin: Artifact, data: Data, runtime_name: str) -> Iterator[GoldenVector]:

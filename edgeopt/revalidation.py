@@ -14,7 +14,7 @@ from edgeopt.formats.files import sha256_of, size_of
 from edgeopt.progress import Progress, Silent
 from edgeopt.runtimes import load_runtime
 from edgeopt.runtimes.base import decode
-from edgeopt.types import Artifact, Check, Dim, Finding, Report, Sample, SignatureTensor, TensorSpec
+from edgeopt.types import DEVICE, PHONE, Artifact, Check, Dim, Finding, Report, Sample, SignatureTensor, TensorSpec
 from edgeopt.validation.golden import Replay, golden_check
 from edgeopt.validation.metrics import load_metric
 from edgeopt.validation.phones import Phones, check_phone
@@ -178,21 +178,26 @@ def _told(recorded: Report) -> Told | None:
     return Told(recorded.placement, estimates, checks)
 
 
+def _how_to_measure(check: str) -> str:
+    """Why a check was not repeated, and what would repeat it."""
+    where = check.partition("@")[2]
+    if check == "source_sqnr_db":
+        needed = "needs the source model"
+    elif where.startswith(PHONE):
+        needed = f"give --verify-on {where}"
+    elif where.startswith(DEVICE):
+        needed = "see 'edgeopt device run'"
+    else:
+        needed = "give the data with --evaluation DATA"
+    return f"not measured again: {needed}"
+
+
 def _with_record(report: Report, golden: Check, recorded: Report) -> Report:
     """Add what could not be decided here as it stands on record, and say so."""
     judged = tuple(check for check in report.checks if check.limit is not None)
     fresh = {check.name for check in (golden, *judged)}
     kept = tuple(check for check in recorded.checks if check.limit is not None and check.name not in fresh)
-    findings = tuple(
-        Finding(
-            "kept-from-record",
-            check.name,
-            "not measured again: needs the source model"
-            if check.name == "source_sqnr_db"
-            else "not measured again: give the data with --evaluation DATA",
-        )
-        for check in kept
-    )
+    findings = tuple(Finding("kept-from-record", check.name, _how_to_measure(check.name)) for check in kept)
     names = {check.name for check in kept}
     checks = (golden, *(check for check in report.checks if check.name not in names), *kept)
     status: Literal["passed", "failed"] = "passed" if all(check.passed for check in checks) else "failed"

@@ -10,15 +10,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from edgeopt.bundle.archive_members import Member, check_total, extract, members_of, read_small
-from edgeopt.bundle.archive_output import add_file, is_script, replace_file
+from edgeopt.bundle.archive_members import (
+    MOST_JSON_BYTES,
+    Member,
+    check_total,
+    extract,
+    members_of,
+    open_zip,
+    read_small,
+)
+from edgeopt.bundle.archive_output import add_file, is_script
+from edgeopt.bundle.destination import replace_file
 from edgeopt.bundle.manifest import MANIFEST, REPORT, UNLISTED, Manifest, parse_manifest
 from edgeopt.bundle.reader import LoadedBundle, open_bundle
 from edgeopt.errors import TamperedError, UsageError
 
 SUFFIX = ".zip"
-#: Of a file that no manifest gives a size for, such as report.json.
-MOST_UNLISTED_BYTES = 64 << 20
 
 
 def write_archive(bundle: LoadedBundle, output: Path | None = None) -> Path:
@@ -27,15 +34,17 @@ def write_archive(bundle: LoadedBundle, output: Path | None = None) -> Path:
     Everything is in one folder, named for model and target. Times and owners are fixed, names sorted, scripts
     executable. The bytes depend on nothing else but the version of zlib.
 
-    Raises UsageError when something else is in the way or the place isn't writable, MissingError on a full disk.
+    Raises UsageError when something else is in the way or the place isn't writable, MissingError on a full disk, and
+    TamperedError when a file changes meanwhile.
     """
     final = output if output is not None else _beside(bundle.path)
     if final.absolute().is_relative_to(bundle.path.absolute()):
-        raise UsageError("lies inside the bundle", where=str(final), fix="choose another --output")
+        raise UsageError("lies inside the bundle", where=str(final), fix="choose another place")
     root = folder_name(bundle.manifest)
     with replace_file(final, is_archive) as temporary, zipfile.ZipFile(temporary, "x") as archive:
         for name in sorted(files_of(bundle)):
-            add_file(archive, f"{root}/{name}", bundle.path / name)
+            entry = bundle.manifest.files.get(name)
+            add_file(archive, f"{root}/{name}", bundle.path / name, entry.sha256 if entry is not None else None)
     return final
 
 
@@ -53,9 +62,9 @@ def folder_name(manifest: Manifest) -> str:
 def is_archive(path: Path) -> bool:
     """Whether a file looks like a bundle that was zipped."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             return any(re.fullmatch(rf"[^/]+/{MANIFEST}", name) for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError):
+    except UsageError:
         return False
 
 
@@ -68,7 +77,7 @@ def open_archive(path: Path) -> Iterator[LoadedBundle]:
 
     Raises UsageError when the file is no zipped bundle, MissingError when the disk is too small for it, and
     TamperedError for members that are links, encrypted, there twice, not in the manifest, named alike but for case,
-    or larger than announced, and for everything that `open_bundle` refuses.
+    or larger than announced, for anything between the members, and for everything that `open_bundle` refuses.
     """
     with TemporaryDirectory(prefix="edgeopt-") as folder:
         directory = Path(folder)
@@ -109,23 +118,13 @@ def naming(path: Path, directory: Path) -> Iterator[None]:
         raise type(error)(error.problem, where=where, fix=error.fix) from error
 
 
-def open_zip(path: Path) -> zipfile.ZipFile:
-    """Raises UsageError when the file is no .zip or can't be read."""
-    try:
-        return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
-        raise UsageError(f"is no .zip file that can be read ({error})", where=str(path)) from error
-    except OSError as error:
-        raise UsageError(f"can't be read: {error.strerror or error}", where=str(path)) from error
-
-
 def _unpack(archive: zipfile.ZipFile, path: Path, directory: Path) -> None:
     members = members_of(archive, str(path))
     roots = {name.partition("/")[0] for name in members}
     if len(roots) != 1 or f"{(root := min(roots))}/{MANIFEST}" not in members:
         raise UsageError(f"is no zipped bundle: it has no folder with a {MANIFEST}", where=str(path))
     inner: dict[str, Member] = {name.partition("/")[2]: member for name, member in members.items()}
-    text = read_small(archive, inner[MANIFEST], MOST_UNLISTED_BYTES, str(path))
+    text = read_small(archive, inner[MANIFEST], MOST_JSON_BYTES, str(path))
     manifest = parse_manifest(text, f"{path}: {root}/{MANIFEST}")
     sizes = _expected_sizes(manifest, inner, path)
     check_total(sum(sizes.values()), path.stat().st_size, directory, str(path))
@@ -147,6 +146,6 @@ def _expected_sizes(manifest: Manifest, inner: dict[str, Member], path: Path) ->
         if entry is None and name not in UNLISTED:
             raise TamperedError(f"holds {name!r}, which its manifest doesn't list", where=str(path))
         sizes[name] = entry.size_bytes if entry is not None else member.size
-        if member.size != sizes[name] or (entry is None and member.size > MOST_UNLISTED_BYTES):
+        if member.size != sizes[name] or (entry is None and member.size > MOST_JSON_BYTES):
             raise TamperedError(f"{name!r} unpacks to {member.size} bytes, which it shouldn't", where=str(path))
     return sizes

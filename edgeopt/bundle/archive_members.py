@@ -6,17 +6,21 @@ import shutil
 import stat
 import unicodedata
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeopt.errors import MissingError, TamperedError
+from edgeopt.bundle.archive_layout import check_end, check_layout
+from edgeopt.errors import MissingError, TamperedError, UsageError
 
 _CHUNK = 1 << 20
 _ENCRYPTED = 0x1
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-#: No archive of ours has more, and a directory of millions would keep a reader busy for hours.
+#: No archive of ours has more.
 MOST_MEMBERS = 100_000
+#: Of a description such as manifest.json: parsing it takes dozens of times its size in memory.
+MOST_JSON_BYTES = 16 << 20
 #: Above this, an archive may unpack to so many times its own size. Weights and pictures reach 2; zeroed ones 10.
 HARMLESS_BYTES, MOST_EXPANSION = 256 << 20, 100
 
@@ -27,6 +31,23 @@ class Member:
 
     info: zipfile.ZipInfo
     size: int
+
+
+@contextmanager
+def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Raises UsageError when the file is no .zip or can't be read."""
+    if path.exists() and not path.is_file():  # a device may be endless, a pipe can't be read twice
+        raise UsageError("is no regular file", where=str(path))
+    try:
+        with path.open("rb") as file:
+            check_end(file)
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
+        raise UsageError(f"is no .zip file that can be read ({error})", where=str(path)) from error
+    except OSError as error:
+        raise UsageError(f"can't be read: {error.strerror or error}", where=str(path)) from error
+    with archive:
+        yield archive
 
 
 def members_of(archive: zipfile.ZipFile, where: str) -> dict[str, Member]:
@@ -57,13 +78,14 @@ def members_of(archive: zipfile.ZipFile, where: str) -> dict[str, Member]:
     _check_folders(members, taken, where)
     if not members:
         raise TamperedError("is empty", where=where)
+    check_layout(archive, where)
     return members
 
 
 def check_name(name: str, where: str) -> None:
     """Raises TamperedError for a name that leads out of a directory, on any system, or that can't be shown."""
     parts = name.split("/")
-    if any(part in ("", ".", "..") for part in parts) or "\\" in name or ":" in parts[0]:
+    if any(part in ("", ".", "..") for part in parts) or "\\" in name or ":" in name:
         raise TamperedError(f"the member {name!r} leads out of its folder", where=where)
     if not name.isprintable():
         raise TamperedError(f"the member {name!r} has a name that can't be printed", where=where)

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edgeopt.bundle.archive import files_of, is_archive, open_zip
-from edgeopt.bundle.archive_output import add_bytes, add_file, deflated_size, replace_file
+from edgeopt.bundle.archive import files_of, is_archive
+from edgeopt.bundle.archive_members import open_zip
+from edgeopt.bundle.archive_output import add_bytes, add_file, deflated_size
 from edgeopt.bundle.delta_patch import make_patch
+from edgeopt.bundle.destination import replace_file
 from edgeopt.bundle.manifest import MANIFEST
 from edgeopt.bundle.reader import LoadedBundle
 from edgeopt.errors import UsageError
@@ -88,7 +90,7 @@ def write_delta(old: LoadedBundle, new: LoadedBundle, output: Path, progress: Pr
     """
     for bundle in (old, new):
         if output.absolute().is_relative_to(bundle.path.absolute()):
-            raise UsageError("lies inside the bundle", where=str(output), fix="choose another --output")
+            raise UsageError("lies inside the bundle", where=str(output), fix="choose another place")
     names = files_of(new)
     files: dict[str, DeltaFile] = {}
     with replace_file(output, is_delta) as temporary:
@@ -116,9 +118,9 @@ def version_of(bundle: LoadedBundle) -> Version:
 def is_delta(path: Path) -> bool:
     """Whether a file looks like a delta of ours."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             return DELTA in archive.namelist()
-    except (OSError, zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError):
+    except UsageError:
         return False
 
 
@@ -155,7 +157,7 @@ def _add(archive: zipfile.ZipFile, name: str, number: int, old: LoadedBundle, ne
     listed = new.manifest.files.get(name)
     digest, size = (listed.sha256, listed.size_bytes) if listed else (sha256_of(path), path.stat().st_size)
     if listed is None:
-        add_file(archive, f"files/{number}", path)
+        add_file(archive, f"files/{number}", path, digest)
         return DeltaFile(digest, size, "whole", member=f"files/{number}")
     base = _same_content(old, name, digest)
     if base is not None:
@@ -166,7 +168,7 @@ def _add(archive: zipfile.ZipFile, name: str, number: int, old: LoadedBundle, ne
         if len(patch) < deflated_size(path):
             add_bytes(archive, f"patches/{number}", patch, deflated=False)  # it is compressed in itself
             return DeltaFile(digest, size, "patch", base=name, base_sha256=before.sha256, member=f"patches/{number}")
-    add_file(archive, f"files/{number}", path)
+    add_file(archive, f"files/{number}", path, digest)
     return DeltaFile(digest, size, "whole", member=f"files/{number}")
 
 

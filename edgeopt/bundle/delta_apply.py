@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 
 from edgeopt.bundle.archive import naming
-from edgeopt.bundle.archive_members import Member, check_name, check_total, members_of, read_small
+from edgeopt.bundle.archive_members import MOST_JSON_BYTES, Member, check_name, check_total, members_of, read_small
 from edgeopt.bundle.archive_output import is_script
 from edgeopt.bundle.delta import DELTA, Delta, DeltaFile, opened, parse_delta, version_of
 from edgeopt.bundle.delta_patch import apply_patch
@@ -18,8 +18,6 @@ from edgeopt.bundle.reader import LoadedBundle
 from edgeopt.bundle.signature import PublicKey
 from edgeopt.bundle.verification import Verified, verify_bundle
 from edgeopt.errors import TamperedError, UsageError
-
-_MOST_JSON = 64 << 20
 
 
 def apply_delta(old: LoadedBundle, path: Path, output: Path, key: PublicKey | None = None) -> Verified:
@@ -41,7 +39,7 @@ def apply_delta(old: LoadedBundle, path: Path, output: Path, key: PublicKey | No
 
 def _apply(archive: zipfile.ZipFile, old: LoadedBundle, path: Path, output: Path, key: PublicKey | None) -> Verified:
     members = members_of(archive, str(path))
-    delta = parse_delta(read_small(archive, members[DELTA], _MOST_JSON, str(path)), f"{path}: {DELTA}")
+    delta = parse_delta(read_small(archive, members[DELTA], MOST_JSON_BYTES, str(path)), f"{path}: {DELTA}")
     _check(delta, members, old, path)
     prepare_output(output)
     with replace_directory(output) as directory:

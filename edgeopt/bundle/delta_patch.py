@@ -79,8 +79,8 @@ def apply_patch(old: bytes, patch: bytes, size: int, where: str) -> bytes:
     ends = (_HEADER + _value(patch[8:16]), _HEADER + _value(patch[8:16]) + _value(patch[16:24]))
     if not _HEADER <= ends[0] <= ends[1] <= len(patch):
         raise TamperedError("is no patch for this file", where=where)
-    # Ours makes one stretch of 64 bytes or so on average where nothing is in order; this stops what means harm.
-    control = _decompress(patch[_HEADER : ends[0]], _INSTRUCTION * (16 + size // 8), where)
+    # Fingerprints are 64 bytes apart on average: ours has no more stretches than that, even where nothing is in order.
+    control = _decompress(patch[_HEADER : ends[0]], _INSTRUCTION * (1024 + size // 32), where)
     differences = np.frombuffer(_decompress(patch[ends[0] : ends[1]], size, where), np.uint8)
     extra = _decompress(patch[ends[1] :], size, where)
     before, result = np.frombuffer(old, np.uint8), np.empty(size, np.uint8)
@@ -90,6 +90,8 @@ def apply_patch(old: bytes, patch: bytes, size: int, where: str) -> bytes:
     for at in range(0, len(control), _INSTRUCTION):
         length, more, move = (_value(control[at + k : at + k + 8]) for k in (0, 8, 16))
         fits = min(length, more) >= 0 and target + length + more <= size
+        if at and not length + more:
+            raise TamperedError("holds instructions that do nothing", where=where)
         if not fits or source < 0 or source + length > len(old) or used + length > len(differences):
             raise TamperedError("leads out of the file that it patches", where=where)
         result[target : target + length] = before[source : source + length] + differences[used : used + length]

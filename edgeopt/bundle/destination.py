@@ -1,4 +1,4 @@
-"""Putting a directory in place all at once, whatever happens on the way."""
+"""Putting a directory or a file in place all at once, whatever happens on the way."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -32,13 +32,13 @@ def prepare_output(final: Path) -> None:
         raise UsageError(
             "is in the way: it is not a bundle as edgeopt wrote it, and would be lost",
             where=str(final),
-            fix="move it, or choose another --output-dir",
+            fix="move it, or choose another place",
         )
     ancestor = next(parent for parent in final.absolute().parents if parent.exists())
     if not ancestor.is_dir():
-        raise UsageError("is not a directory", where=str(ancestor), fix="choose another --output-dir")
+        raise UsageError("is not a directory", where=str(ancestor), fix="choose another place")
     if not os.access(ancestor, os.W_OK | os.X_OK):
-        raise UsageError("is not writable", where=str(ancestor), fix="choose another --output-dir")
+        raise UsageError("is not writable", where=str(ancestor), fix="choose another place")
 
 
 @contextmanager
@@ -69,12 +69,47 @@ def replace_directory(final: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def replace_file(final: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
+    """Yields a path beside `final` to write to; it takes `final`'s place when the block ends well, and else vanishes.
+
+    Args:
+        is_ours: whether an existing file is of the kind that is being written, and may be lost.
+
+    Raises UsageError when something else is in the way or the file system refuses; MissingError on a full disk.
+    """
+    temporary = final.parent / f".{final.name}.tmp-{secrets.token_hex(4)}"
+    missing = [parent for parent in final.parents if not parent.exists()]
+    try:
+        if final.is_symlink() or (final.exists() and not (final.is_file() and is_ours(final))):
+            raise UsageError(
+                "is in the way: edgeopt didn't write it, and it would be lost",
+                where=str(final),
+                fix="move it, or choose another place",
+            )
+        final.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            _sync_one(temporary)
+            temporary.replace(final)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            for parent in missing:
+                with suppress(OSError):
+                    parent.rmdir()
+            raise
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise MissingError("no space left", where=str(final.parent), fix="free some") from error
+        raise UsageError(f"can't be written: {error.strerror or error}", where=str(final)) from error
+
+
 def _check_length(final: Path) -> None:
     try:
         final.exists()
     except OSError as error:  # too long, too many links
         raise UsageError(
-            (error.strerror or str(error)).lower(), where=str(final), fix="choose another --output-dir or --name"
+            (error.strerror or str(error)).lower(), where=str(final), fix="choose another place or --name"
         ) from error
 
 
@@ -137,11 +172,15 @@ def _literal(name: str) -> str:
 def _sync(directory: Path) -> None:
     """Bring the content to disk, so that a power cut after the rename can't leave empty files behind good names."""
     for path in (*directory.rglob("*"), directory):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        _sync_one(path)
+
+
+def _sync_one(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _swap(temporary: Path, final: Path) -> None:
@@ -178,9 +217,9 @@ def _exchange(temporary: Path, final: Path) -> None:
 def _explain(error: OSError, final: Path) -> EdgeoptError:
     if error.errno in _NO_SPACE:
         return MissingError(
-            "no space left for the bundle", where=str(final.parent), fix="free some, or choose another --output-dir"
+            "no space left for the bundle", where=str(final.parent), fix="free some, or choose another place"
         )
     if error.errno in _NOT_WRITABLE:
-        return UsageError("is not writable", where=str(final.parent), fix="choose another --output-dir")
+        return UsageError("is not writable", where=str(final.parent), fix="choose another place")
     place = error.filename if isinstance(error.filename, str) else str(final)
     return UsageError(f"the bundle can't be written: {error.strerror or error}", where=place)

@@ -11,6 +11,7 @@ from edgeopt.bundle.manifest import Manifest
 from edgeopt.native import IMPLEMENTATIONS, PROGRAM, RUNNER
 
 FOLDER = "device"
+_APP = "cpp"
 #: Sources of the runner that every format needs, besides the program's own.
 _HEADERS = ("checks.hpp", "edgeopt_model.hpp", "mark.hpp", "program.hpp")
 _BUILD = "build.sh"
@@ -34,7 +35,8 @@ def is_checkable(manifest: Manifest) -> bool:
 def write_device_check(manifest: Manifest, directory: Path) -> None:
     """Write `device/` into a bundle's directory: the check, and the runner's sources with a script that builds them.
 
-    Writes nothing for models that run on an accelerator or on Core ML. The same manifest gives the same bytes.
+    What the bundle's C++ app holds already is taken from there, so this comes after `write_apps`. Writes nothing for
+    models that run on an accelerator or on Core ML. The same manifest gives the same bytes.
     """
     if not is_checkable(manifest):
         return
@@ -42,7 +44,7 @@ def write_device_check(manifest: Manifest, directory: Path) -> None:
     _copy(_templates() / "devicecheck", folder / "devicecheck")
     (folder / "check").write_bytes((_templates() / "check").read_bytes())
     (folder / "check").chmod(0o755)
-    _write_runner(manifest, folder / "runner")
+    _write_runner(manifest, folder / "runner", directory / _APP)
 
 
 def _templates() -> Traversable:
@@ -57,12 +59,13 @@ def _copy(source: Traversable, folder: Path) -> None:
             (folder / file.name).write_bytes(file.read_bytes())
 
 
-def _write_runner(manifest: Manifest, folder: Path) -> None:
+def _write_runner(manifest: Manifest, folder: Path, app: Path) -> None:
     implementation = IMPLEMENTATIONS[manifest.format]
     folder.mkdir(parents=True)
     own = [path.name for path in RUNNER.glob(f"{PurePosixPath(implementation.source).stem}_*.hpp")]
     for name in (*PROGRAM, implementation.source, *_HEADERS, *own):
-        shutil.copyfile(RUNNER / name, folder / name)
+        if not (app / name).is_file():
+            shutil.copyfile(RUNNER / name, folder / name)
     patterns = [PurePosixPath(library).name for library in implementation.libraries]
     text = (_templates() / _BUILD).read_text(encoding="utf-8")
     # A wheel has libonnxruntime.so.1.31.1, an Android archive libonnxruntime.so.
@@ -71,6 +74,7 @@ def _write_runner(manifest: Manifest, folder: Path) -> None:
         "@LIBRARIES@": " ".join(globs),
         "@PATTERNS@": " ".join(f"'{pattern}'" for pattern in globs),
         "@HEADERS@": _INCLUDE[manifest.format],
+        "@SOURCE@": implementation.source,
         "@SONAME@": implementation.soname or "",
     }
     for mark, value in marks.items():

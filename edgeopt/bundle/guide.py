@@ -47,21 +47,40 @@ GRADLE: dict[Format, str] = {
     "onnx": "com.microsoft.onnxruntime:onnxruntime-android",
     "executorch": "org.pytorch:executorch-android",
 }
-CMAKE: dict[Format, str] = {
-    "litert": (
-        "find_package(tensorflow-lite CONFIG REQUIRED)\ntarget_link_libraries(app tensorflow-lite::tensorflow-lite)"
+#: Folder with code for an app -> what it is, and how to use it.
+APPS: dict[str, tuple[str, str]] = {
+    "android": (
+        "an Android library module in Kotlin",
+        (
+            "**Android:** `android/build.gradle.kts` begins with the lines that make `android/` a module of the app's "
+            "project. Its test replays `golden/` on a device."
+        ),
     ),
-    "onnx": "find_package(onnxruntime CONFIG REQUIRED)\ntarget_link_libraries(app onnxruntime::onnxruntime)",
-    "executorch": (
-        "find_package(executorch CONFIG REQUIRED)\n"
-        "target_link_libraries(app executorch extension_module_static extension_tensor xnnpack_backend)"
+    "ios": (
+        "a Swift package",
+        (
+            "**iOS:** `ios/Package.swift` begins with how to add `ios/` and the model in Xcode. `swift test` replays "
+            "`golden/`."
+        ),
+    ),
+    "cpp": (
+        "a C++ library with CMake",
+        (
+            "**C++:** `cpp/CMakeLists.txt` begins with how to build `cpp/`, alone or in a project, and what it needs. "
+            "`golden_test` replays `golden/`."
+        ),
+    ),
+    "python": (
+        "a Python module",
+        (
+            "**Python:** put `python/` on Python's path and import the class. `python python/golden_test.py` replays "
+            "`golden/`."
+        ),
     ),
 }
 
 
-def render_guide(
-    manifest: Manifest, *, has_chart: bool, sizes: StorageSizes | None, folders: Collection[str]
-) -> str:
+def render_guide(manifest: Manifest, *, has_chart: bool, sizes: StorageSizes | None, folders: Collection[str]) -> str:
     """README.md as Markdown. `has_chart`: there is a steps.svg. `sizes`: of the packed model; None without one.
     `folders`: those of the bundle, such as "android"."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # only here, and only when a bundle is written
@@ -74,7 +93,6 @@ def render_guide(
         keep_trailing_newline=True,
         autoescape=False,  # Markdown, not HTML
     )
-    package = PYTHON_PACKAGE[manifest.format]
     check_package = CHECK_PACKAGE[Path(manifest.model.emulation or manifest.model.file).suffix]
     quantized = [t for t in _tensors(manifest.model) if t.quantization is not None]
     return environment.get_template("README.md.j2").render(
@@ -83,18 +101,33 @@ def render_guide(
         folders=folders,
         sizes=sizes,
         runtime=RUNTIME_TITLE[manifest.format],
-        package=package,
-        version=manifest.tools.get(package),
-        check_package=check_package,
-        check_version=manifest.tools.get(check_package),
-        gradle=GRADLE.get(manifest.format),
-        cmake=CMAKE.get(manifest.format),
+        apps=[(folder, what) for folder, (what, _) in APPS.items() if folder in folders],
+        uses=[use for folder, (_, use) in APPS.items() if folder in folders],
+        check_needs=_requirement(check_package, manifest.tools.get(check_package)),
+        proven_with=_proven_with(manifest),
         inputs=[_row(tensor) for tensor in manifest.model.signature.inputs],
         outputs=[_row(tensor) for tensor in manifest.model.signature.outputs],
         example=quantized[0] if quantized else None,
         steps=_steps(manifest.preprocessing),
         on_device=on_device(manifest.format, manifest.target_definition.accelerator),
     )
+
+
+def _requirement(package: str, version: str | None) -> str:
+    """For a command line of pip; a shell may take brackets for a pattern."""
+    text = f"{package}=={version}" if version is not None else package
+    return f"'{text}'" if "[" in text else text
+
+
+def _proven_with(manifest: Manifest) -> str | None:
+    """The runtime as the platform's package manager calls it; None where another one runs the file on the device."""
+    version = manifest.tools.get(PYTHON_PACKAGE[manifest.format])
+    if version is None or manifest.format == "coreml" or manifest.target_definition.accelerator is not None:
+        return None
+    names = [f"Python: `{PYTHON_PACKAGE[manifest.format]}=={version}`"]
+    if manifest.target_definition.platform == "android":
+        names.insert(0, f"Gradle: `{GRADLE[manifest.format]}:{version}`")
+    return f"{RUNTIME_TITLE[manifest.format]} {version} ({'; '.join(names)})"
 
 
 def _tensors(model: ModelFile) -> tuple[SignatureTensor, ...]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from edgeopt.bundle.licences_metadata import licence_text
 from edgeopt.bundle.manifest import Manifest
-from edgeopt.bundle.sbom_packages import Package, building_packages, runtime_package
+from edgeopt.bundle.sbom_packages import Package, building_packages, generated_package, runtime_package
 
 LICENCES = "LICENCES.md"
+_CODE = "code for the app by edgeopt"
 
 
 def licences(manifest: Manifest) -> str:
@@ -14,7 +17,7 @@ def licences(manifest: Manifest) -> str:
 
     What a package's licence is comes from the package's own metadata as installed where the model was made.
     """
-    runtime = runtime_package(manifest)
+    runtime, generated = runtime_package(manifest), generated_package(manifest)
     lines = [
         f"# Licences: {_cell(manifest.name)} for {_cell(manifest.target)}",
         "",
@@ -26,6 +29,7 @@ def licences(manifest: Manifest) -> str:
         "|---|---|---|",
         f"| the model, `{_cell(manifest.model.file)}` | | {_cell(_model_licence(manifest))} |",
         _row(runtime),
+        *([_row(replace(generated, name=_CODE))] if generated is not None else []),
         "",
         *_notes(manifest),
         "## Used to make it, not part of the app",
@@ -35,10 +39,20 @@ def licences(manifest: Manifest) -> str:
         *(_row(package) for package in building_packages(manifest)),
         "",
     ]
-    text = licence_text(runtime.python_package) if runtime.python_package is not None else ""
-    if text:
-        lines += [f"## Licence text of {runtime.name}", "", *_quoted(text), ""]
+    for text, parts in _texts(runtime, generated).items():
+        lines += [f"## Licence text of {' and '.join(parts)}", "", *_quoted(text), ""]
     return "\n".join(lines)
+
+
+def _texts(runtime: Package, generated: Package | None) -> dict[str, list[str]]:
+    """Licence text -> whose it is; two may share one."""
+    packages = {runtime.name: runtime} | ({_CODE: generated} if generated is not None else {})
+    texts: dict[str, list[str]] = {}
+    for name, package in packages.items():
+        text = licence_text(package.python_package) if package.python_package is not None else ""
+        if text:
+            texts.setdefault(text, []).append(name)
+    return texts
 
 
 def _notes(manifest: Manifest) -> list[str]:
@@ -46,7 +60,9 @@ def _notes(manifest: Manifest) -> list[str]:
         "`golden/` holds samples of the data that the model was tested with, for tests, not for the app: whether they "
         "may be passed on is up to that data's terms."
     )
-    notes = ["The runtime's binaries carry code of third parties, too; its distribution has their notices.", data]
+    notes = [data]
+    if manifest.format != "coreml":
+        notes.insert(0, "The runtime's binaries carry code of third parties, too; its distribution has their notices.")
     if manifest.licence is None:
         notes.append(
             "The model's licence is for whoever trained it to declare: `licence` in edgeopt.toml, an SPDX expression. "
@@ -54,6 +70,8 @@ def _notes(manifest: Manifest) -> list[str]:
         )
     if manifest.target_definition.accelerator == "hexagon":
         notes.append("The QNN libraries that the runtime loads are Qualcomm's, under Qualcomm's own terms.")
+    if manifest.target_definition.accelerator == "edge-tpu":
+        notes.append("The device also needs the Edge TPU runtime (libedgetpu), which has a licence of its own.")
     return [line for note in notes for line in (note, "")]
 
 

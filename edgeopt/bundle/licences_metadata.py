@@ -105,6 +105,6 @@ def _texts(found: Distribution) -> str:
 
 
 def _is_own(file: PurePosixPath) -> bool:
-    """At the top of the metadata, of its folder of licences, or of the package."""
+    """At the top of the metadata, of its folder of licences, of the package, or of a source tree."""
     inner = [part for part in file.parts[:-1] if part != "licenses"]
-    return len(inner) == 1
+    return len(inner) <= 1

@@ -152,7 +152,7 @@ def open_bundle(path: Path) -> LoadedBundle:
     when manifest and report contradict themselves or each other.
     """
     if not path.is_dir():
-        raise UsageError("is not a bundle directory", where=str(path))
+        raise UsageError("is not a bundle directory", where=str(path), fix="unpack it first, if it is a .zip")
     if not (path / MANIFEST).is_file():
         raise UsageError(f"is not a bundle: it has no {MANIFEST}", where=str(path))
     present = set(_regular_files(path))

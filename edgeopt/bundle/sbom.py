@@ -9,13 +9,13 @@ from dataclasses import fields
 
 from edgeopt.bundle.licences_metadata import Licence, spdx
 from edgeopt.bundle.manifest import Manifest, ModelFile
-from edgeopt.bundle.sbom_packages import Package, building_packages, runtime_package
+from edgeopt.bundle.sbom_packages import Package, building_packages, generated_package, runtime_package
 from edgeopt.json_data import Plain, dumps
 from edgeopt.types import SignatureTensor
 
 SBOM = "sbom.cdx.json"
 _SERIAL = uuid.UUID("5a4b2d0e-6a1c-5e0f-9d3a-0e8d3b5f7c11")
-_MODEL, _RUNTIME, _TWIN = "model", "runtime", "float-twin"
+_MODEL, _RUNTIME, _CODE, _TWIN = "model", "runtime", "app-code", "float-twin"
 #: What our properties begin with.
 _PREFIX = "edgeopt:"
 
@@ -27,6 +27,10 @@ def sbom(manifest: Manifest) -> str:
     `manifest.files` must list the model's files, for their hashes; it need not be complete.
     """
     components = [_package(runtime_package(manifest), "required", _RUNTIME)]
+    generated = generated_package(manifest)
+    if generated is not None:
+        description = "Code for the app that edgeopt wrote, to be built in or not."
+        components.append(_package(generated, "optional", _CODE) | {"description": description})
     if manifest.float_twin is not None:
         components.append(_model(manifest, manifest.float_twin, _TWIN, "for comparison only") | {"scope": "excluded"})
     document: dict[str, Plain] = {

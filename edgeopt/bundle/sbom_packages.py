@@ -6,17 +6,18 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from urllib.parse import quote
 
+from edgeopt.bundle.apps import apps_for
+from edgeopt.bundle.apps.android import ACCELERATED
 from edgeopt.bundle.guide import GRADLE, PYTHON_PACKAGE, RUNTIME_TITLE
 from edgeopt.bundle.licences_metadata import Licence, licence_of
 from edgeopt.bundle.manifest import Manifest
-from edgeopt.types import Format, NpuKind
+from edgeopt.bundle.sparse_storage import is_sparse
 
-#: Accelerators whose runtime is another package than the CPU's.
-_ACCELERATED_GRADLE: dict[tuple[Format, NpuKind], str] = {
-    ("onnx", "hexagon"): "com.microsoft.onnxruntime:onnxruntime-android-qnn",
-}
 #: Accelerators whose runtime is built from source for the board, so that no registry has it.
 _BUILT = frozenset({"ethos-u55", "ethos-u65", "ethos-u85", "vgf"})
+_MICROCONTROLLERS = "TensorFlow Lite for Microcontrollers"
+#: Swift packages are named by where they are.
+_SWIFT = {"executorch": "github.com/pytorch/executorch"}
 _SYSTEM_LICENCE = Licence(None, "part of the operating system")
 
 
@@ -47,14 +48,27 @@ def runtime_package(manifest: Manifest) -> Package:
     proven = manifest.tools.get(package)
     licence = licence_of(package)
     if accelerator is not None and accelerator in _BUILT:
+        if format_ == "litert":  # proven in LiteRT, whose versions are others and whose licence is the same
+            return Package(_MICROCONTROLLERS, None, None, licence, package)
         return Package(RUNTIME_TITLE[format_], proven, None, licence, package)
     if manifest.target_definition.platform in ("android", "qualcomm"):
-        gradle = GRADLE[format_] if accelerator is None else _ACCELERATED_GRADLE.get((format_, accelerator))
+        gradle = GRADLE[format_] if accelerator is None else ACCELERATED.get((format_, accelerator))
         if gradle is None:
             return Package(RUNTIME_TITLE[format_], proven, None, licence, package)
         group, _, name = gradle.partition(":")
         return Package(f"{group}:{name}", proven, _purl("maven", f"{group}/{name}", proven), licence, package)
+    if manifest.target_definition.platform == "ios" and format_ in _SWIFT:
+        return Package(_SWIFT[format_], proven, _purl("swift", _SWIFT[format_], proven), licence, package)
     return Package(package, proven, _pypi(package, proven), licence, package)
+
+
+def generated_package(manifest: Manifest) -> Package | None:
+    """The code for the app that edgeopt wrote into the bundle; None where there is none."""
+    if not (apps_for(manifest) or is_sparse(manifest.history)):  # a sparse model comes with what unpacks it
+        return None
+    return Package(
+        "edgeopt", version("edgeopt"), _pypi("edgeopt", version("edgeopt")), licence_of("edgeopt"), "edgeopt"
+    )
 
 
 def building_packages(manifest: Manifest) -> tuple[Package, ...]:

@@ -109,10 +109,9 @@ def _derive(password: str, salt: bytes, operations: int, memory: int, where: str
     log_n, blocks, parallel = _costs(operations, memory)
     if 128 * blocks << log_n > MEMORY or parallel > 16:
         raise UsageError("asks for more than 1 GiB to derive a key from the password", where=where)
+    secret = password.encode(errors="surrogateescape")  # the very bytes that came from a file or the environment
     try:
-        return hashlib.scrypt(
-            password.encode(), salt=salt, n=1 << log_n, r=blocks, p=parallel, maxmem=(1 << 31) - 1, dklen=_BODY
-        )
+        return hashlib.scrypt(secret, salt=salt, n=1 << log_n, r=blocks, p=parallel, maxmem=(1 << 31) - 1, dklen=_BODY)
     except (MemoryError, ValueError) as error:  # OpenSSL tells of a failed allocation as a ValueError
         raise MissingError(
             f"deriving a key from the password takes {(128 * blocks << log_n) >> 20} MiB of memory", where=where

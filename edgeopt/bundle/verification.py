@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeopt.bundle.archive import files_of, open_anywhere
-from edgeopt.bundle.archive_output import replace_file
+from edgeopt.bundle.destination import replace_file
 from edgeopt.bundle.manifest import DEVICE_REPORT, MANIFEST, REPORT, SIGNATURE, SUMS
 from edgeopt.bundle.reader import LoadedBundle
 from edgeopt.bundle.signature import PublicKey, SecretKey, Signature, key_name, parse_signature, sign, verify
@@ -62,9 +62,10 @@ def verify_bundle(path: Path, key: PublicKey | None = None) -> Verified:
                 "is not signed", where=str(path), fix="get a signed one, or verify the hashes alone, without a key"
             )
         if signature is not None:
+            sums = (bundle.path / SUMS).read_bytes()  # once: what was verified is what counts
             if key is not None:
-                verify((bundle.path / SUMS).read_bytes(), signature, key, f"{path}: {SIGNATURE}")
-            _check_sums(bundle, path)
+                verify(sums, signature, key, f"{path}: {SIGNATURE}")
+            _check_sums(sums, bundle, path)
         return Verified(
             name=bundle.name,
             target=bundle.manifest.target,
@@ -119,10 +120,10 @@ def _signature(bundle: LoadedBundle, path: Path) -> Signature | None:
     return parse_signature((bundle.path / SIGNATURE).read_bytes(), f"{path}: {SIGNATURE}")
 
 
-def _check_sums(bundle: LoadedBundle, path: Path) -> None:
+def _check_sums(sums: bytes, bundle: LoadedBundle, path: Path) -> None:
     """Raises TamperedError unless SHA256SUMS is about exactly the files that are there, as they are."""
     actual = _hashes(bundle)
-    signed = _parse((bundle.path / SUMS).read_bytes(), f"{path}: {SUMS}")
+    signed = _parse(sums, f"{path}: {SUMS}")
     for name in sorted(signed.keys() | actual.keys()):
         if signed.get(name) != actual.get(name):
             how = "added" if name not in signed else "removed" if name not in actual else "changed"

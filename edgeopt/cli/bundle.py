@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeopt.cli.console import JsonFlag, facts, print_json, size, stdout, table, work
+from edgeopt.cli.verify import rows
 from edgeopt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -127,11 +129,11 @@ def _make_keys(name: Path, password: str | None, json: bool) -> None:
     if json:
         print_json({"secret_key": str(secret), "public_key": str(public), "key": key.name, "text": key.text})
         return
-    rows = {
+    shown = {
         "Secret key": f"{secret}: keep it to yourself; a lost one can't be made again",
         "Public key": f"{public}, or {key.text}",
     }
-    stdout().print(facts(rows))
+    stdout().print(facts(shown))
 
 
 def _sign_and_zip(
@@ -144,7 +146,7 @@ def _sign_and_zip(
     json: bool,
 ) -> None:
     document: dict[str, object] = {"path": str(path)}
-    rows: dict[str, str] = {}
+    shown: dict[str, str] = {}
     if sign is not None:
         from edgeopt.bundle.signature_keys import read_secret_key
 
@@ -159,10 +161,11 @@ def _sign_and_zip(
 
             public = sign_bundle(opened, secret)
             beside = sign.with_suffix(".pub")
+            known = str(beside) if beside.is_file() else public.text
             document |= {"signed_by": public.name, "public_key": public.text}
-            rows |= {
+            shown |= {
                 "Signed": f"{path} with key {public.name}",
-                "To check": f"edgeopt verify {path} --public-key {beside if beside.is_file() else public.text}",
+                "To check": shlex.join(["edgeopt", "verify", str(path), "--public-key", known]),
             }
         if archive:
             from edgeopt.bundle.archive import write_archive
@@ -172,11 +175,11 @@ def _sign_and_zip(
             written = write_archive(opened, output)
             num_bytes, digest = written.stat().st_size, sha256_of(written)
             document |= {"archive": str(written), "size_bytes": num_bytes, "sha256": digest}
-            rows |= {"Archive": f"{written}, {size(num_bytes)}", "SHA-256": digest}
+            shown |= {"Archive": f"{written}, {size(num_bytes)}", "SHA-256": digest}
     if json:
         print_json(document)
     else:
-        stdout().print(facts(rows))
+        stdout().print(facts(shown))
 
 
 def _write_delta(context: typer.Context, old: Path, new: Path, output: Path, json: bool) -> None:
@@ -186,13 +189,13 @@ def _write_delta(context: typer.Context, old: Path, new: Path, output: Path, jso
         print_json({"path": str(cost.path), "size_bytes": cost.size_bytes, "delta": cost.delta, "sent": cost.sent})
         return
     console = stdout()
-    rows = table("File", "How", "Size", "In the delta", right=("Size", "In the delta"), fold=("File",))
+    changes = table("File", "How", "Size", "In the delta", right=("Size", "In the delta"), fold=("File",))
     for name, file in sorted(cost.delta.files.items()):
         if file.how != "same":
-            rows.add_row(name, _HOW[file.how], size(file.size_bytes), size(cost.sent[name]))
+            changes.add_row(name, _HOW[file.how], size(file.size_bytes), size(cost.sent[name]))
     for name in cost.delta.removed:
-        rows.add_row(name, "removed", "", "")
-    console.print(rows)
+        changes.add_row(name, "removed", "", "")
+    console.print(changes)
     same = sum(file.how == "same" for file in cost.delta.files.values())
     whole = sum(file.size_bytes for file in cost.delta.files.values())
     console.print(f"{same} files are unchanged.")
@@ -221,14 +224,7 @@ def _apply(context: typer.Context, old: Path, delta: Path, output: Path, public_
     if json:
         print_json({"path": str(output), "verified": verified})
         return
-    by = f"valid, key {verified.signed_by}" if verified.signature_verified else "not verified: no --public-key given"
-    rows = {
-        "Bundle": f"{output}: {verified.name} for {verified.target}, {verified.status}",
-        "Files": f"{verified.files}, as the manifest says",
-        "Manifest": f"SHA-256 {verified.manifest_sha256}",
-        "Signature": by if verified.signed_by is not None else "none",
-    }
-    stdout().print(facts(rows))
+    stdout().print(facts({"Written": str(output), **rows(verified)}))
 
 
 def _asker(file: Path | None, key: str) -> Callable[[], str]:
@@ -240,7 +236,8 @@ def _password(file: Path | None, key: str, *, confirm: bool) -> str:
     """From a file's first line, the environment, or the terminal."""
     if file is not None:
         try:
-            return file.read_text(encoding="utf-8").partition("\n")[0].removesuffix("\r")
+            text = file.read_text(encoding="utf-8", errors="surrogateescape")  # as bytes of the environment come
+            return text.partition("\n")[0].removesuffix("\r")
         except OSError as error:
             raise UsageError(f"can't be read: {error.strerror}", where=str(file)) from error
     given = os.environ.get(PASSWORD_VARIABLE)

@@ -25,7 +25,7 @@ emulator = typer.Typer(
 
 @emulator.command()
 def setup(context: typer.Context, json: JsonFlag = False) -> None:
-    """Install the emulated phone: about 165 MB to download, half a minute, 90 MB on disk. Needs no root.
+    """Install the emulated phone: 163 MB to download, then about a minute; 258 MB on disk. Needs no root.
 
     Everything is pinned by its hash. It goes to ~/.cache/edgeopt/emulator, or below $EDGEOPT_HOME.
 
@@ -44,7 +44,7 @@ def setup(context: typer.Context, json: JsonFlag = False) -> None:
     console.print(f"The emulated phone works: {installed.directory} ({size(used)})")
     console.print("Next:   edgeopt export ... --verify-on phone:cortex-a76")
     if outdated:
-        console.print(f"{len(outdated)} installations of other versions are left: edgeopt emulator remove --outdated")
+        console.print(f"Left by other versions: {len(outdated)}. Remove them: edgeopt emulator remove --outdated")
 
 
 @emulator.command()

@@ -66,7 +66,8 @@ def _files(artifact: Path) -> tuple[Path, Format, Path | None]:
         bundle = open_bundle(artifact)
         return bundle.model_path, bundle.format, bundle.float_path
     if artifact.suffix not in SUFFIXES:
-        raise UsageError("is not a model file", where=str(artifact), fix=f"give one of {', '.join(SUFFIXES)}")
+        fix = "give a .tflite, .onnx or .pte file, or a bundle"
+        raise UsageError("is not a model file", where=str(artifact), fix=fix)
     if not artifact.exists():
         raise UsageError("no such file", where=str(artifact))
     return artifact, SUFFIXES[artifact.suffix], None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeopt.cli.console import JsonFlag, facts, print_json, stdout, work
+from edgeopt.cli.console import JsonFlag, facts, print_json, stdout, visible, work
+
+if TYPE_CHECKING:
+    from edgeopt.bundle.verification import Verified
 
 
 def verify(
@@ -40,17 +43,21 @@ def verify(
     if json:
         print_json({"path": str(bundle), "verified": verified})
         return
+    stdout().print(facts(rows(verified)))
+
+
+def rows(verified: Verified) -> dict[str, str]:
+    """What was found, for people. A line break in a name must not look like another row."""
     if verified.signed_by is None:
         signature = "none"
     elif verified.signature_verified:
         signature = f"valid, key {verified.signed_by}"
     else:
         signature = f"of key {verified.signed_by}, NOT verified: give --public-key"
-    rows = {
-        "Bundle": f"{verified.name} for {verified.target}, {verified.status}",
+    return {
+        "Bundle": visible(f"{verified.name} for {verified.target}, {verified.status}"),
         "Files": f"{verified.files}, as the manifest says",
-        "Manifest": f"SHA-256 {verified.manifest_sha256}",
+        "Manifest": verified.manifest_sha256,
         "Signature": signature,
-        "Comment": (verified.comment or "") if verified.signature_verified else "",
+        "Comment": visible(verified.comment or "") if verified.signature_verified else "",
     }
-    stdout().print(facts(rows))

@@ -1,8 +1,12 @@
 """Estimated cycles from counted blocks of code, by llvm-mca.
 
 llvm-mca plays a block through LLVM's scheduling model of a core: issue width, units, latencies, dependencies. It takes
-every load from the nearest cache and every branch as foreseen, and LLVM has no model of its own for many cores: it
-lends them that of a relative. So this is an estimate, and says which model it is from.
+every load from the nearest cache and every branch as foreseen. So this is an estimate, and says which model it is from.
+
+LLVM lends most cores the model of a relative, and some models mislead, so only those of `_MODELS` are believed. The
+in-order cores are not among them. llvm-mca lets them write results in program order only (`RetireOOO` in LLVM's
+TargetSchedule.td), so that in its Cortex-A53 every load waits for the multiplication before it: float kernels come out
+four times as slow as they are. LLVM's Cortex-A55 starts two 128-bit multiplications a cycle where Arm's guide has one.
 """
 
 from __future__ import annotations
@@ -32,6 +36,18 @@ _INVALID = re.compile(r"^<stdin>:(\d+):\d+: warning: invalid instruction encodin
 _UNSUPPORTED = re.compile(r"^note: instruction: *(.+)$", re.MULTILINE)
 _NEWEST_LLVM, _OLDEST_LLVM = 40, 13
 
+#: Core -> the core to ask LLVM for, and the name of the model that must answer: a core's own, or that of its twin. The
+#: Neoverse N1 and N2 are the Cortex-A76 and A710 for servers; the A72 is a revision of the A57 (Arm's Software
+#: Optimization Guides give the same throughputs of vector arithmetic). An older LLVM answers with another model.
+_MODELS = {
+    "cortex-a57": ("cortex-a57", "A57"),
+    "cortex-a72": ("cortex-a57", "A57"),
+    "cortex-a76": ("neoverse-n1", "N1"),
+    "cortex-a710": ("neoverse-n2", "N2"),
+    "neoverse-n1": ("neoverse-n1", "N1"),
+    "neoverse-n2": ("neoverse-n2", "N2"),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -56,7 +72,7 @@ class CycleEstimate:
     """
     Attributes:
         cycles: for all instructions, those outside the model at the mean rate of those inside.
-        model: the tool and the scheduling model, "llvm-mca 14.0.6, LLVM's model A57 for cortex-a76".
+        model: the tool and the scheduling model, "llvm-mca 14.0.6, LLVM's model A57 for cortex-a72".
         coverage: share of the executed instructions that the model saw, 0.5 to 1.
     """
 
@@ -79,19 +95,22 @@ def estimate(blocks: Iterable[Block], cpu: str) -> CycleEstimate | None:
         blocks: all code that ran.
         cpu: LLVM's name of the core, as for -mcpu.
 
-    Returns None where llvm-mc and llvm-mca of LLVM 13 or newer are not installed, where they don't know the core, and
-    where their model covers less than half of the executed instructions.
+    Returns None where llvm-mc and llvm-mca of LLVM 13 or newer are not installed, where they have no model of the core
+    that can be believed, and where it covers less than half of the executed instructions.
     """
-    tools = _tools()
+    tools = _tools() if cpu in _MODELS else None
     if tools is None:
         return None
+    asked, expected = _MODELS[cpu]
     merged = _merged(blocks)
     total = sum(block.instructions for block in merged)
     texts = _disassembled(tools, _hottest(merged, total))
-    analysis = _analyzed(tools, texts, cpu)
+    analysis = _analyzed(tools, texts, asked)
     if analysis is None:
         return None
     cycles_of, model = analysis
+    if model != expected:
+        return None
     covered = sum(block.instructions for block in cycles_of)
     if covered < LEAST_COVERAGE * total or not covered:
         return None
@@ -103,9 +122,16 @@ def estimate(blocks: Iterable[Block], cpu: str) -> CycleEstimate | None:
     )
 
 
+def analyzer() -> str | None:
+    """Path of the llvm-mca that is used; None where there is none that can be."""
+    tools = _tools()
+    return tools.analyzer if tools is not None else None
+
+
 def _tools() -> _Tools | None:
-    """The tools as found on PATH: without a version in their names, or else the newest."""
-    suffixes = ["", *(f"-{version}" for version in range(_NEWEST_LLVM, _OLDEST_LLVM - 1, -1))]
+    """The newest on PATH, with or without a version in their names: newer ones have models of more cores."""
+    suffixes = ["", *(f"-{version}" for version in range(_OLDEST_LLVM, _NEWEST_LLVM + 1))]
+    found: list[tuple[int, _Tools]] = []
     for suffix in suffixes:
         disassembler, analyzer = shutil.which(f"llvm-mc{suffix}"), shutil.which(f"llvm-mca{suffix}")
         if disassembler is None or analyzer is None:
@@ -113,8 +139,8 @@ def _tools() -> _Tools | None:
         said = _run([analyzer, "--version"], "")
         version = _VERSION.search(said.stdout) if said is not None else None
         if version is not None and int(version[1].split(".")[0]) >= _OLDEST_LLVM:
-            return _Tools(version[1], disassembler, analyzer)
-    return None
+            found.append((int(version[1].split(".")[0]), _Tools(version[1], disassembler, analyzer)))
+    return max(found, key=lambda item: item[0], default=(0, None))[1]
 
 
 def _merged(blocks: Iterable[Block]) -> list[Block]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from edgeopt.emulator import home, selftest
+from edgeopt.emulator import cycles, home, selftest
 from edgeopt.emulator.cores import Core, all_cores
 from edgeopt.emulator.installation import installed, unavailable
 from edgeopt.emulator.lock import for_this_host
@@ -59,6 +58,6 @@ def diagnose(progress: Progress) -> Diagnosis:
         downloads_bytes=home.size(home.downloads()),
         outdated=tuple(map(str, home.others())),
         trials=selftest.trials(emulator, progress) if emulator is not None else (),
-        llvm_mca=shutil.which("llvm-mca"),
+        llvm_mca=cycles.analyzer(),
         cores=all_cores(),
     )

@@ -53,15 +53,14 @@ def fetch(wanted: Download, cache: Path, tell: Callable[[int], None]) -> Path:
     other_content = False
     for url in wanted.urls:
         try:
-            _resume(url, part, wanted.size, tell_once)
+            good = _came(url, part, wanted, tell_once)
         except (urllib.error.URLError, HTTPException, TimeoutError, OSError) as error:
             raise_if_disk_is_full(error, cache)
             problems.append(f"{_host(url)}: {_reason(error)}")
             continue
-        if sha256_of(part) == wanted.sha256:
+        if good:
             part.replace(path)
             return path
-        part.unlink()
         other_content = True
         problems.append(f"{_host(url)}: its SHA-256 is not the pinned one")
     tried = "; ".join(problems)
@@ -79,8 +78,21 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _came(url: str, part: Path, wanted: Download, tell: Callable[[int], None]) -> bool:
+    """Whether the pinned file came from there; otherwise there is no `part` any more. Raises OSError as `_resume`."""
+    continued = part.exists()
+    while True:
+        _resume(url, part, wanted.size, tell)
+        if sha256_of(part) == wanted.sha256:
+            return True
+        part.unlink()
+        if not continued:
+            return False
+        continued = False  # what was there before need not be this address's fault
+
+
 def _resume(url: str, part: Path, size: int, tell: Callable[[int], None]) -> None:
-    """Append what `part` lacks. Raises OSError where the answer ends early or is longer than the file."""
+    """Append what `part` lacks. Raises OSError where the answer ends early or is no file of that size."""
     have = part.stat().st_size if part.exists() else 0
     if have >= size:
         part.unlink()  # complete and yet not accepted, or too long: start anew
@@ -89,6 +101,10 @@ def _resume(url: str, part: Path, size: int, tell: Callable[[int], None]) -> Non
     with urllib.request.urlopen(request, timeout=_SECONDS_OF_SILENCE) as answer:
         resumed = answer.status == 206
         position = have if resumed else 0
+        announced = answer.headers.get("Content-Length", "")
+        if announced.isdecimal() and int(announced) != size - position:
+            # The page of a hotel's network, for one: nothing of it may get into the file.
+            raise OSError(f"offers {int(announced) + position} bytes instead of {size}")
         tell(position)
         with part.open("ab" if resumed else "wb") as out:
             while chunk := answer.read(_CHUNK):

@@ -18,6 +18,10 @@ _CONNECTIONS = 6
 _TYPICAL_WHEEL = 20 * _MEGABYTE
 
 
+class _Stopped(Exception):  # noqa: N818 - nobody's error
+    """Another download failed, or the user has had enough: no further mirror is to be tried."""
+
+
 def num_bytes(lock: Lock) -> int:
     """How much there is to download."""
     return sum(package.size for package in lock.debian) + sum(wheel.size or _TYPICAL_WHEEL for wheel in lock.wheels)
@@ -34,7 +38,7 @@ def fetch(lock: Lock, cache: Path, progress: Progress) -> dict[str, Path]:
 
     def tell(size: int) -> None:
         if stop.is_set():
-            raise InterruptedError("another download failed")
+            raise _Stopped
         arrived.put(size)
 
     def debian(package: DebianPackage) -> Path:

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from edgeopt.native import SOURCES
 LAYOUT = 1
 #: The last file that setup writes: a directory with it is complete.
 MANIFEST = "manifest.json"
+_OURS = re.compile(r"downloads|\.making-\w+|[0-9a-f]{16}")
 
 
 def root() -> Path:
@@ -40,9 +42,12 @@ def directory() -> Path:
 def others() -> list[Path]:
     """Installations of other versions."""
     current = digest()
-    return sorted(
-        path for path in root().glob("*") if path.is_dir() and path.name != current and (path / MANIFEST).is_file()
-    )
+    return [path for path in _ours() if path.name != current and (path / MANIFEST).is_file()]
+
+
+def _ours() -> list[Path]:
+    """What setup makes. $EDGEOPT_HOME is the user's choice: there may be anything else."""
+    return sorted(path for path in root().glob("*") if _OURS.fullmatch(path.name) and path.is_dir())
 
 
 def digest() -> str:
@@ -69,6 +74,12 @@ def unsupported() -> str | None:
     return None
 
 
+def not_writable(path: Path, error: OSError) -> MissingError:
+    return MissingError(
+        f"can't be written: {error.strerror}", where=str(path), fix="set EDGEOPT_HOME to a writable directory"
+    )
+
+
 @contextmanager
 def locked() -> Iterator[None]:
     """Only one process at a time sets up or removes; the others wait. Raises MissingError where nothing can be
@@ -77,9 +88,7 @@ def locked() -> Iterator[None]:
         root().mkdir(parents=True, exist_ok=True)
         handle = (root() / ".lock").open("w")
     except OSError as error:
-        raise MissingError(
-            f"can't be written: {error.strerror}", where=str(root()), fix="set EDGEOPT_HOME to a writable directory"
-        ) from error
+        raise not_writable(root(), error) from error
     with handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
@@ -99,7 +108,7 @@ def remove(*, outdated_only: bool = False) -> int:
     if not root().is_dir():
         return 0
     with locked():
-        doomed = others() if outdated_only else [path for path in root().iterdir() if path.is_dir()]
+        doomed = others() if outdated_only else _ours()
         freed = sum(map(size, doomed))
         for path in doomed:
             (path / MANIFEST).unlink(missing_ok=True)  # from now on nobody takes it for complete

@@ -94,7 +94,7 @@ class Emulator:
         try:
             prefix.make(directory, self.directory / "sysroot", core, features, num_cores)
         except OSError as error:
-            raise MissingError(f"can't be written: {error.strerror}", where=str(directory)) from error
+            raise home.not_writable(directory, error) from error
         return directory
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from edgeopt.emulator import download, fetching, home, selftest
 from edgeopt.emulator.build import build
 from edgeopt.emulator.cores import cpus
-from edgeopt.emulator.installation import Emulator, Manifest, opened, output_of
+from edgeopt.emulator.installation import Emulator, Manifest, installed, opened, output_of, unavailable
 from edgeopt.emulator.lock import Lock, for_this_host
 from edgeopt.emulator.toolchain import Loader, c_compiler
 from edgeopt.emulator.unpacking import unpack_debian, unpack_wheel
@@ -26,6 +26,8 @@ def setup(progress: Progress | None = None) -> Emulator:
     download is not the pinned file. Nothing is left behind then but downloads, which the next try goes on with.
     """
     progress = progress or Silent()
+    if unavailable() is None:
+        return installed()
     problem = home.unsupported()
     if problem is not None:
         raise MissingError(problem)
@@ -34,13 +36,13 @@ def setup(progress: Progress | None = None) -> Emulator:
     with home.locked():
         if (home.directory() / home.MANIFEST).is_file():
             return opened(home.directory())
-        for killed in home.root().glob(".making-*"):
+        for killed in (*home.root().glob(".making-*"), *home.downloads().glob(".making-*")):
             shutil.rmtree(killed, ignore_errors=True)
         try:
             return _install(for_this_host(), progress)
         except OSError as error:
             download.raise_if_disk_is_full(error, home.root())
-            raise
+            raise home.not_writable(Path(str(error.filename or home.root())), error) from error
 
 
 def _install(lock: Lock, progress: Progress) -> Emulator:

@@ -34,7 +34,7 @@ def fetch(wheel: Wheel, cache: Path) -> Path:
         return found
     if importlib.util.find_spec("pip") is None:
         raise MissingError("needs pip to download it", where=f"wheel {wheel.name}", fix="python -m ensurepip")
-    with tempfile.TemporaryDirectory(dir=cache) as scratch:
+    with tempfile.TemporaryDirectory(prefix=".making-", dir=cache) as scratch:
         _pip_download(wheel, Path(scratch))
         files = list(Path(scratch).glob("*.whl"))
         if len(files) != 1:

@@ -140,10 +140,12 @@ def _record(request: QuantizationRequest) -> StepRecord:
         "keep_float": ",".join(request.keep_float),
     }
     # What is rarely asked for is named where it was.
-    plain = Scheme(scheme.precision, scheme.activations, scheme.weight_granularity, io=scheme.io)
+    plain = Scheme(scheme.precision, scheme.activations, scheme.weight_granularity, io=scheme.io, npu=scheme.npu)
     steps |= {
         f.name: getattr(scheme, f.name) for f in fields(Scheme) if getattr(scheme, f.name) != getattr(plain, f.name)
     }
+    if scheme.npu is not None:
+        steps["npu"] = scheme.npu.kind
     if scheme.weight_granularity == "per-group":
         steps["group_size"] = scheme.group_size
     if request.calibration is not None:

@@ -89,6 +89,7 @@ def to_dynamic_int8(
 ) -> onnx.ModelProto:
     """Constant weights of matrix products as int8; what they are multiplied with is quantized at run time."""
     import onnx
+
     opt_out()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 

@@ -98,7 +98,7 @@ def read_program(path: Path) -> Program:
 
 def _parse(data: bytes, path: Path) -> Program:
     try:
-        return _Reader(data).program()
+        return Reader(data).program()
     except (ValueError, LookupError, TypeError, AttributeError, subprocess.SubprocessError) as error:
         raise UsageError(
             "is not a readable ExecuTorch program", where=str(path), fix="export it again; it may be cut short"
@@ -152,7 +152,7 @@ def _load(text: str) -> _Json:
 # --- the program -----------------------------------------------------------------------------------------------------
 
 
-class _Reader:
+class Reader:
     """Reads one file. The layout is ExecuTorch's schema/program.fbs and its extended header (schema/README)."""
 
     def __init__(self, data: bytes) -> None:
@@ -164,12 +164,12 @@ class _Reader:
         if size > len(data) or self._segments_at > len(data):
             raise ValueError("the header points past the end of the file")
         self._data = data
-        self._root = _decode([data[:size]], "exir/_serialize/program.fbs")[0]
+        self.root = _decode([data[:size]], "exir/_serialize/program.fbs")[0]
         self._counts: Counter[str] = Counter()
         self._layers = self._read_layers()
 
     def program(self) -> Program:
-        plans = self._root["execution_plan"]
+        plans = self.root["execution_plan"]
         plan = next((p for p in plans if p["name"] == "forward"), plans[0])
         values = [v.get("val") or {} for v in plan["values"]]
         signature = Signature(
@@ -177,7 +177,7 @@ class _Reader:
             outputs=tuple(_tensor(values[v], f"output_{i}") for i, v in enumerate(plan["outputs"])),
         )
         return Program(
-            version=int(self._root["version"]),
+            version=int(self.root["version"]),
             method=plan["name"],
             methods=tuple(p["name"] for p in plans),
             signature=signature,
@@ -186,13 +186,13 @@ class _Reader:
         )
 
     def _read_layers(self) -> Layers:
-        for entry in self._root.get("named_data") or []:
+        for entry in self.root.get("named_data") or []:
             if entry["key"] == KEY:
                 return decode(self._segment(entry["segment_index"]))
         return {}
 
     def _ops(self, plan: _Json, values: Sequence[_Json]) -> list[ProgramOp]:
-        blobs = self._delegate_graphs(plan.get("delegates", []))
+        blobs = self.delegate_graphs(plan.get("delegates", []))
         constants = self._constant_sizes()
         readers = Counter(
             values[arg].get("data_buffer_idx", 0)
@@ -232,13 +232,13 @@ class _Reader:
         if graph is None:  # a delegate whose contents only its vendor can read
             info = OpInfo(name=self._name(delegate), type=delegate, dtype="unknown", delegate=delegate, weight_bytes=0)
             return [ProgramOp(info, index, None, "", (), ())]
-        tensors = {v["id_out"]: v for v in map(_xnn_tensor, graph["xvalues"])}
+        tensors = {v["id_out"]: v for v in map(xnn_tensor, graph["xvalues"])}
         readers = Counter(buffer for node in graph["xnodes"] for buffer in _xnn_constants(node, tensors))
         ops = []
         for node in graph["xnodes"]:
             type_ = node["xnode_union_type"].removeprefix("XNN")
-            inputs = tuple(_xnn_type(tensors[i]) for i in _xnn_ids(node, inputs=True) if i in tensors)
-            outputs = tuple(_xnn_type(tensors[i]) for i in _xnn_ids(node, inputs=False) if i in tensors)
+            inputs = tuple(_xnn_type(tensors[i]) for i in xnn_ids(node, inputs=True) if i in tensors)
+            outputs = tuple(_xnn_type(tensors[i]) for i in xnn_ids(node, inputs=False) if i in tensors)
             owned = sum(
                 int(graph["constant_data"][b]["size"]) for b in _xnn_constants(node, tensors) if readers[b] == 1
             )
@@ -251,7 +251,7 @@ class _Reader:
             ops.append(ProgramOp(info, index, handle, layer, inputs, outputs))
         return ops
 
-    def _delegate_graphs(self, delegates: Sequence[_Json]) -> list[_Json | None]:
+    def delegate_graphs(self, delegates: Sequence[_Json]) -> list[_Json | None]:
         """The serialized graph of each XNNPACK delegate, None for others."""
         wanted = [i for i, delegate in enumerate(delegates) if delegate["id"] == "XnnpackBackend"]
         blobs = [xnn_flatbuffer(self._delegate_bytes(delegates[i]["processed"])) for i in wanted]
@@ -263,11 +263,11 @@ class _Reader:
 
     def _delegate_bytes(self, reference: _Json) -> bytes:
         if reference["location"] == "INLINE":
-            return bytes(self._root["backend_delegate_data"][reference["index"]]["data"])
+            return bytes(self.root["backend_delegate_data"][reference["index"]]["data"])
         return self._segment(reference["index"])
 
     def _segment(self, index: int) -> bytes:
-        segment = self._root["segments"][index]
+        segment = self.root["segments"][index]
         start = self._segments_at + int(segment["offset"])
         end = start + int(segment["size"])
         if end > len(self._data):
@@ -276,10 +276,10 @@ class _Reader:
 
     def _constant_sizes(self) -> list[int]:
         """Bytes of each constant buffer, alignment included; index 0 stands for "not constant"."""
-        constant = self._root.get("constant_segment")
+        constant = self.root.get("constant_segment")
         if not constant or not constant.get("offsets"):
-            return [len(buffer.get("storage", [])) for buffer in self._root.get("constant_buffer", [])]
-        ends = [*constant["offsets"][1:], int(self._root["segments"][constant["segment_index"]]["size"])]
+            return [len(buffer.get("storage", [])) for buffer in self.root.get("constant_buffer", [])]
+        ends = [*constant["offsets"][1:], int(self.root["segments"][constant["segment_index"]]["size"])]
         return [int(end) - int(start) for start, end in zip(constant["offsets"], ends, strict=True)]
 
     def _name(self, type_: str, layer: str = "") -> str:
@@ -315,7 +315,7 @@ def xnn_flatbuffer(blob: bytes) -> bytes:
     return blob[start : start + size]
 
 
-def _xnn_tensor(value: _Json) -> _Json:
+def xnn_tensor(value: _Json) -> _Json:
     union: _Json = value["xvalue_union"]
     return union["tensor_value"] if value["xvalue_union_type"] == "XNNQuantizedTensorValue" else union
 
@@ -331,12 +331,12 @@ def _xnn_type(tensor: _Json) -> str:
 XNN_INVALID = 0xFFFFFFFF
 
 
-def _xnn_ids(node: _Json, *, inputs: bool) -> list[int]:
+def xnn_ids(node: _Json, *, inputs: bool) -> list[int]:
     fields: _Json = node["xnode_union"]
     keys = [key for key in fields if key.endswith("_id") and (key.startswith("output") is not inputs)]
     return [int(fields[key]) for key in keys if int(fields[key]) != XNN_INVALID]
 
 
 def _xnn_constants(node: _Json, tensors: Mapping[int, _Json]) -> set[int]:
-    indices = {int(tensors[i]["constant_buffer_idx"]) for i in _xnn_ids(node, inputs=True) if i in tensors}
+    indices = {int(tensors[i]["constant_buffer_idx"]) for i in xnn_ids(node, inputs=True) if i in tensors}
     return indices - {0}

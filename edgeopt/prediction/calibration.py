@@ -15,10 +15,15 @@ from edgeopt.errors import UsageError
 from edgeopt.prediction.calibration_fit import Share, factors, share
 from edgeopt.prediction.count import count
 from edgeopt.prediction.machine import machine
-from edgeopt.prediction.model import demand
+from edgeopt.prediction.model import Parameters, demand, milliseconds
 from edgeopt.prediction.parameters import load
+from edgeopt.prediction.refusal import refuse_unknown, refuse_unsupported
 from edgeopt.toml_data import Form, parse, read_toml
 from edgeopt.types import Format
+
+#: Share of the time that starting operators may take, which the two factors leave alone. A figure beyond it would
+#: hardly move them, and make the interval narrower all the same.
+_MOST_START = 0.5
 
 
 class _FigureForm(Form):
@@ -103,21 +108,33 @@ def find(device: DeviceProfile) -> Calibration | None:
 
 def calibrate(device: DeviceProfile, measured: Sequence[Measured]) -> Calibration:
     """Add figures to a device's calibration and write it. A figure of the same file and threads takes the old one's
-    place. Raises UsageError where the model can't tell anything of a file or the device."""
+    place. Raises UsageError where the model can't tell anything of a file or the device, or a file not of its speed."""
     model = load()
     known = find(device)
     figures = {(f.sha256, f.format, f.threads): f for f in (known.figures if known is not None else ())}
     for one in measured:
-        work = count(one.path, one.format)
-        if work.unsupported is not None:
-            raise UsageError(work.unsupported, where=str(one.path), fix="calibrate with another file")
-        asked = demand(work.ops, machine(device, one.threads))
         figures[one.sha256, one.format, one.threads] = Figure(
-            one.path.name, one.sha256, one.format, one.threads, share(asked, model.parameters, one.ms)
+            one.path.name, one.sha256, one.format, one.threads, _shared(one, device, model.parameters)
         )
     calibration = _calibration(directory() / f"{device.name}.toml", list(figures.values()))
     _write(calibration, device.name, model.digest)
     return calibration
+
+
+def _shared(one: Measured, device: DeviceProfile, parameters: Parameters) -> Share:
+    where = str(one.path)
+    work = count(one.path, one.format)
+    refuse_unsupported(work, where)
+    asked = demand(work.ops, machine(device, one.threads))
+    refuse_unknown(work, milliseconds(asked, parameters), where)
+    own = share(asked, parameters, one.ms)
+    if own.start_ms > _MOST_START * own.predicted_ms:
+        raise UsageError(
+            "is too small to tell how fast the device is: it mostly starts operators",
+            where=where,
+            fix="calibrate with a larger network",
+        )
+    return own
 
 
 def forget(device: DeviceProfile) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeopt.formats.executorch import ProgramOp, _Reader, _xnn_ids, _xnn_tensor, read_program
+from edgeopt.formats.executorch import ProgramOp, Reader, read_program, xnn_ids, xnn_tensor
 from edgeopt.formats.executorch_kinds import PORTABLE_MOVEMENT
 from edgeopt.prediction.work import Arithmetic, FileWork, Kind, OpWork
 
@@ -47,7 +47,7 @@ def count(path: Path) -> FileWork:
     if foreign:
         reason = f"hands work to {', '.join(foreign)}, of which no CPU figure tells anything"
         return FileWork((), delegates=tuple(foreign), unsupported=reason)
-    ops = tuple(_works(_Reader(path.read_bytes()), program.ops, program.method))
+    ops = tuple(_works(Reader(path.read_bytes()), program.ops, program.method))
     dynamic = tuple(
         f"{tensor.name}: {'x'.join(str(d) for d in tensor.shape)}"
         for tensor in program.signature.inputs
@@ -63,11 +63,11 @@ def count(path: Path) -> FileWork:
     return FileWork(ops, dynamic)
 
 
-def _works(reader: _Reader, listed: Sequence[ProgramOp], method: str) -> Iterator[OpWork]:
+def _works(reader: Reader, listed: Sequence[ProgramOp], method: str) -> Iterator[OpWork]:
     """The same operators in the same order as `read_program` lists them, with shapes."""
-    plan = next(p for p in reader._root["execution_plan"] if p["name"] == method)
+    plan = next(p for p in reader.root["execution_plan"] if p["name"] == method)
     values = [v.get("val") or {} for v in plan["values"]]
-    graphs = reader._delegate_graphs(plan.get("delegates", []))
+    graphs = reader.delegate_graphs(plan.get("delegates", []))
     names = iter(listed)
     for chain in plan["chains"]:
         for instruction in chain["instructions"]:
@@ -78,7 +78,7 @@ def _works(reader: _Reader, listed: Sequence[ProgramOp], method: str) -> Iterato
             elif instruction["instr_args_type"] == "DelegateCall":
                 graph = graphs[arguments["delegate_index"]]
                 if graph is not None:
-                    tensors_by_id = {v["id_out"]: v for v in map(_xnn_tensor, graph["xvalues"])}
+                    tensors_by_id = {v["id_out"]: v for v in map(xnn_tensor, graph["xvalues"])}
                     for node in graph["xnodes"]:
                         yield _delegated(next(names), node, tensors_by_id, graph["constant_data"])
 
@@ -86,8 +86,8 @@ def _works(reader: _Reader, listed: Sequence[ProgramOp], method: str) -> Iterato
 def _delegated(op: ProgramOp, node: _Json, tensors: Mapping[int, _Json], constants: Sequence[_Json]) -> OpWork:
     type_ = op.info.type
     kind = _kind(type_)
-    reads = [tensors[i] for i in _xnn_ids(node, inputs=True) if i in tensors]
-    writes = [tensors[i] for i in _xnn_ids(node, inputs=False) if i in tensors]
+    reads = [tensors[i] for i in xnn_ids(node, inputs=True) if i in tensors]
+    writes = [tensors[i] for i in xnn_ids(node, inputs=False) if i in tensors]
     stored = [t for t in reads if t["constant_buffer_idx"]]
     activations = [t for t in reads if not t["constant_buffer_idx"]]
     macs = channels = 0

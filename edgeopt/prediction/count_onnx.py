@@ -79,6 +79,9 @@ class _Tensor:
 def count(path: Path) -> FileWork:
     """See `edgeopt.prediction.count.count`. Dynamic dimensions count as 1."""
     model = load(path, weights=False)
+    texts = (text for node in model.graph.node for text in (node.op_type, node.name, *node.input, *node.output))
+    if not all(isinstance(text, str) for text in texts):  # protobuf hands out as bytes what is not UTF-8
+        raise UsageError("is damaged: names in it are not text", where=str(path))
     loops = sorted({node.op_type for node in model.graph.node} & _LOOPS)
     if loops:
         return FileWork((), unsupported=f"repeats or chooses operators as it runs ({', '.join(loops)})")

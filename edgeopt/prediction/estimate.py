@@ -16,11 +16,10 @@ from edgeopt.prediction.count import count
 from edgeopt.prediction.machine import Machine, machine
 from edgeopt.prediction.model import LIMITS, Parameters, demand, milliseconds, parts
 from edgeopt.prediction.parameters import LatencyModel, load
+from edgeopt.prediction.refusal import refuse_unknown, refuse_unsupported
 from edgeopt.prediction.work import FileWork, OpWork
 from edgeopt.types import Finding, Format, Measurement
 
-#: Operators that the model has no place for may be this share of the estimated time; beyond it, it says nothing.
-_MOST_UNKNOWN = 0.1
 #: Standard deviations of logarithms that are assumed, not measured, for what no published figure tells.
 _CORE, _ARITHMETIC, _RUNTIME, _NETWORK, _LITTLE = 0.25, 0.3, 0.2, 0.3, 0.2
 #: From a standard deviation to the half-width that holds 90 %.
@@ -111,8 +110,7 @@ def estimate(
     calibration: Calibration | None = None,
 ) -> Prediction:
     """As `predict`, of work that was counted before; `where` names its file in errors."""
-    if work.unsupported is not None:
-        raise UsageError(work.unsupported, where=where, fix="measure on the device: no latency can be told")
+    refuse_unsupported(work, where)
     if format_ not in device.formats:
         raise UsageError(f"takes no {format_} files", where=f"device {device.name!r}")
     model = load()
@@ -120,8 +118,8 @@ def estimate(
     parameters = _parameters(model, device, calibration)
     asked = demand(work.ops, on)
     times = milliseconds(asked, parameters)
+    refuse_unknown(work, times, where)
     total = float(times.sum())
-    _refuse_unknown(work, times, where)
     ops = _operators(work.ops, times, np.stack(parts(asked, parameters)))
     doubts = list(_doubts(work, on, format_, model, times, calibration))
     base = model.widths[_known(model, device, calibration)]
@@ -135,7 +133,7 @@ def estimate(
         high=total * math.exp(width),
         coverage=model.coverage,
         basis=_basis(model, device, calibration),
-        limits={limit: sum(op.ms for op in ops if op.limit == limit) / total if total else 0.0 for limit in LIMITS},
+        limits={limit: sum(op.ms for op in ops if op.limit == limit) / total for limit in LIMITS},
         ops=ops,
         findings=(*(finding for _, finding in doubts), *_notes(work, model, device, threads, on)),
         macs=work.macs,
@@ -150,16 +148,6 @@ def _parameters(model: LatencyModel, device: DeviceProfile, calibration: Calibra
     own = model.parameters.device.get(device.name, (1.0, 1.0))
     compute, memory = calibration.factors
     return replace(model.parameters, device={device.name: (own[0] * compute, own[1] * memory)})
-
-
-def _refuse_unknown(work: FileWork, times: np.ndarray[tuple[int], np.dtype[np.float64]], where: str) -> None:
-    unknown = [op.kind == "unknown" for op in work.ops]
-    share = float(times[unknown].sum()) / (float(times.sum()) or 1.0)
-    if not work.ops or share > _MOST_UNKNOWN or sum(unknown) > _MOST_UNKNOWN * len(work.ops):
-        types = ", ".join(sorted({op.type for op in work.ops if op.kind == "unknown"})) or "no operators"
-        raise UsageError(
-            f"holds too much that the latency model does not know ({types})", where=where, fix="measure on the device"
-        )
 
 
 def _operators(

@@ -117,7 +117,7 @@ def _cluster(device: DeviceProfile, cluster: CoreCluster, table: _TableForm, max
         raise UsageError(
             f"the latency model knows nothing about the core {cluster.core}",
             where=f"device {device.name!r}",
-            fix=f"measure on the device; known: {', '.join(sorted(table.cores))}",
+            fix="measure on the device, or name the Arm core that this one derives from",
         )
     ghz = min(cluster.max_mhz, max_mhz or cluster.max_mhz) / 1000
     core = Core(cluster.core, known.kind, known.macs, table.kinds[known.kind], ghz, cluster.features)

@@ -14,7 +14,7 @@ from rich.text import Text
 from edgeopt.report.phones import phones_table
 from edgeopt.report.steps import steps_table
 from edgeopt.report.units import quantity, three_digits, title
-from edgeopt.types import PHONE, Check, Measurement, OpTiming, Placement, Report, UnquantizedOp
+from edgeopt.types import DEVICE, PHONE, Check, Measurement, OpTiming, Placement, Report, UnquantizedOp
 
 MAX_GROUPS = 6
 MAX_NAMES = 2
@@ -148,7 +148,7 @@ def _provenance(measurement: Measurement, report: Report) -> str:
         case "measured-host":
             place = f"host {machine.replace('_', '-')}" if isinstance(machine, str) else "host"
         case "measured-device":
-            place = measurement.runtime.removeprefix("device:")
+            place = measurement.runtime.removeprefix(DEVICE)
         case other:
             predicted = measurement.name == "predicted_latency_ms"
             place = f"{other}, {measurement.runtime}" if predicted else other

@@ -34,7 +34,9 @@ TITLES = {
 
 
 def title(name: str) -> str:
-    return TITLES.get(name, name.replace("_", " "))
+    """ "sqnr_db@phone:cortex-a76" -> "SQNR@phone:cortex-a76"."""
+    plain, at, place = name.partition("@")
+    return TITLES.get(plain, plain.replace("_", " ")) + at + place
 
 
 def quantity(value: float | None, unit: str) -> str:

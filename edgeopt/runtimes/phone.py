@@ -2,9 +2,10 @@
 
 Nothing is timed here, as the speed of an emulated processor means nothing.
 
-LiteRT runs through its C library's CompiledModel here and through the Python interpreter in `runtimes.litert`. Both
-take the same kernels: on x86-64 their outputs are identical, bit by bit. So what differs between the phone and the
-host is the processor's doing.
+LiteRT runs through its C library's CompiledModel here and through the Python interpreter in `runtimes.litert`. That
+both take the same kernels was measured with LiteRT 2.3.0 on x86-64: their outputs were identical, bit by bit, for 20
+pictures in EfficientNet-Lite0 as int8 and as float32. So what differs between the phone and the host is the
+processor's doing.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import IO, cast
 import numpy as np
 
 from edgeopt.errors import ConversionError, DataError, EdgeoptError
-from edgeopt.runtimes.qnn_htp_watch import Patience, Watch
+from edgeopt.runtimes.process_watch import Patience, Watch
 from edgeopt.types import Array
 
 #: An inference takes seconds under emulation, of a large network minutes; who does nothing for a minute waits for
@@ -133,7 +133,7 @@ class RunnerProcess:
         return ConversionError(
             f"{self._title} died of it: {_fate(code)}{why}",
             where=self._file,
-            fix="see whether the file runs on this machine and on another core",
+            fix="see whether the file is whole, and whether it runs on this machine and on another core",
         )
 
     def _logged(self) -> str:

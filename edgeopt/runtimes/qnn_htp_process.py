@@ -15,7 +15,7 @@ from pathlib import Path
 
 from edgeopt.errors import ConversionError, DataError, EdgeoptError
 from edgeopt.formats.onnx_hexagon import FIRST_WITH_FLOAT
-from edgeopt.runtimes.qnn_htp_watch import PATIENCE, Patience, Watch
+from edgeopt.runtimes.process_watch import Patience, Watch
 from edgeopt.runtimes.qnn_htp_worker import receive, send
 from edgeopt.types import Array, Hexagon
 
@@ -24,6 +24,8 @@ from edgeopt.types import Array, Hexagon
 TYPICAL_SOC: Mapping[str, int] = {"v68": 93, "v69": 36, "v73": 43, "v75": 57, "v79": 69, "v81": 87}
 #: What is emulated for files that were made for no particular one: the Snapdragon 8 Gen 2.
 DEFAULT = Hexagon("v73", 43, 8)
+#: Models take seconds to run there and minutes to compile.
+PATIENCE = Patience(idle_seconds=180.0, total_seconds=7200.0)
 _MIN_GLIBC = (2, 35)
 #: How long a process may take to end by itself.
 _PATIENCE_SECONDS = 10

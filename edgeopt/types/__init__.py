@@ -17,7 +17,7 @@ from edgeopt.types.models import (
     StepRecord,
     UnquantizedOp,
 )
-from edgeopt.types.names import PHONE, Array, DType, Format, PassName, Precision, Provenance
+from edgeopt.types.names import DEVICE, PHONE, Array, DType, Format, PassName, Precision, Provenance
 from edgeopt.types.npu import EdgeTpu, EthosU, EthosUKind, Hexagon, NeuralEngine, Npu, NpuKind, OpenVino, Vgf, Vulkan
 from edgeopt.types.placement import OpPlacement, Placement
 from edgeopt.types.quantization import EstimatorSpec, LayerRules, Scheme
@@ -34,6 +34,7 @@ from edgeopt.types.tensors import (
 )
 
 __all__ = [
+    "DEVICE",
     "PHONE",
     "WRAPPED_ATTRIBUTE",
     "Array",

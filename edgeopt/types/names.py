@@ -16,4 +16,6 @@ PassName = Literal[
 ]  # fmt: skip
 #: What the names of runtimes that emulate a phone begin with: "phone:cortex-a76".
 PHONE = "phone:"
+#: And those under which figures of a real device stand in a report: "device:google-pixel-6".
+DEVICE = "device:"
 Provenance = Literal["measured-host", "emulated", "estimated", "measured-device"]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import stat
+import struct
 import subprocess
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from unittest.mock import Mock
 
 import pytest
@@ -16,6 +19,9 @@ import pytest
 from edgeopt.bundle import archive_members, open_bundle
 from edgeopt.bundle.archive import open_anywhere, open_archive, write_archive
 from edgeopt.errors import MissingError, TamperedError, UsageError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 Make = Callable[..., Path]
 
@@ -157,7 +163,7 @@ ROOT = "net-android-onnx-int8"
     "name",
     [
         f"{ROOT}/../../escaped", "../escaped", "/tmp/escaped", f"{ROOT}//escaped", f"{ROOT}/./escaped", "C:/escaped",
-        f"{ROOT}/..\\escaped", f"{ROOT}/..", "C:escaped",
+        f"{ROOT}/..\\escaped", f"{ROOT}/..", "C:escaped", f"{ROOT}/model.onnx:stream",
     ],
 )  # fmt: skip
 def test_names_that_lead_out(zipped: Path, name: str) -> None:
@@ -196,6 +202,10 @@ def test_names_there_twice(zipped: Path) -> None:
 )
 def test_names_that_collide_where_case_does_not_count(zipped: Path, name: str, problem: str) -> None:
     assert problem in refused(added(zipped, name))
+
+
+def test_names_that_collide_where_accents_are_normalized(zipped: Path) -> None:
+    assert "which some systems take for the same" in refused(added(added(zipped, f"{ROOT}/\u00e9"), f"{ROOT}/e\u0301"))
 
 
 def test_names_that_fool_the_eye(zipped: Path) -> None:
@@ -260,7 +270,7 @@ def test_a_report_that_is_a_bomb(zipped: Path) -> None:
         for k, (info, _) in enumerate(members):
             if info.filename.endswith("report.json"):
                 info.compress_type = zipfile.ZIP_DEFLATED
-                members[k] = (info, bytes(65 << 20))
+                members[k] = (info, bytes(17 << 20))
 
     assert "'report.json' unpacks to" in refused(rebuilt(zipped, change))
 
@@ -285,6 +295,103 @@ def test_changed_bytes(zipped: Path) -> None:
 
     problem = refused(rebuilt(zipped, change))
     assert "b.zip: model.onnx: is not the file that the manifest describes" in problem
+
+
+def test_what_no_directory_speaks_of(zipped: Path) -> None:
+    """Regression: a tool that reads from the start on unpacked other files than those that were verified."""
+    raw = zipped.read_bytes()
+    hidden = io.BytesIO()
+    with zipfile.ZipFile(hidden, "w") as archive:
+        archive.writestr(f"{ROOT}/model.onnx", b"another")
+    entry = hidden.getvalue()[: hidden.getvalue().index(b"PK\x01\x02")]
+    for before in (entry, b"#!/bin/sh\n"):
+        zipped.write_bytes(before + raw)
+        assert "of something else" in refused(zipped)
+    directory = raw.index(b"PK\x01\x02")
+    start = int.from_bytes(raw[-6:-2], "little")
+    moved = raw[-22:-6] + (start + len(entry)).to_bytes(4, "little") + raw[-2:]
+    zipped.write_bytes(raw[:directory] + entry + raw[directory:-22] + moved)
+    assert "something else than its members" in refused(zipped)
+    for after in (entry, b"x"):
+        zipped.write_bytes(raw + after)
+        with pytest.raises(UsageError, match="its directory isn't at its very end"), open_archive(zipped):
+            pass
+
+
+@pytest.mark.parametrize(("at", "value"), [(6, 2), (8, 12), (14, 0), (18, 1), (22, 1), (30, ord("x"))])
+def test_members_described_in_two_ways(zipped: Path, at: int, value: int) -> None:
+    """Flags, method, CRC, sizes and name stand before each member, too."""
+    raw = bytearray(zipped.read_bytes())
+    assert raw[:4] == b"PK\x03\x04"
+    raw[at] = raw[at] ^ 0xFF if value == 0 else value
+    zipped.write_bytes(raw)
+    assert "LICENCES.md' in two ways" in refused(zipped)
+
+
+def test_a_directory_that_is_too_large(tmp_path: Path) -> None:
+    """Regression: three million members of 47 bytes took a gigabyte and a minute, to be refused then."""
+    path = tmp_path / "b.zip"
+    for claim in (17 << 20, 0xFFFFFFFF):
+        path.write_bytes(bytes(100) + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 9, 9, claim, 0, 0))
+        with pytest.raises(UsageError, match=f"its directory takes {claim} bytes"), open_archive(path):
+            pass
+    large = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 9, 9, 1 << 40, 0)
+    locator, end = struct.pack("<4sLQL", b"PK\6\7", 0, 0, 1), struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 9, 9, 9, 0, 0)
+    path.write_bytes(large + locator + end)
+    with pytest.raises(UsageError, match=f"its directory takes {1 << 40} bytes"), open_archive(path):
+        pass
+
+
+def test_devices_and_pipes() -> None:
+    """Regression: /dev/zero was read until memory ran out."""
+    for name in ("/dev/zero", "/dev/null"):
+        with pytest.raises(UsageError, match=f"{name}: is no regular file"), open_archive(Path(name)):
+            pass
+
+
+class Stream(io.RawIOBase):
+    """What can't be sought in, as a pipe or a connection: sizes then come after each member."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Buffer) -> int:
+        return self._file.write(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+@pytest.mark.parametrize("way", ["streamed", "large", "folders"])
+def test_bundles_that_others_zipped(small_bundle: Make, tmp_path: Path, way: str) -> None:
+    bundle = small_bundle("b")
+    path = tmp_path / "other.zip"
+    if way == "folders":
+        (tmp_path / "r").mkdir()
+        bundle.rename(tmp_path / "r" / "b")
+        shutil.make_archive(str(tmp_path / "other"), "zip", tmp_path / "r")
+    else:
+        stream = Stream(path) if way == "streamed" else path.open("wb")
+        with stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in sorted(bundle.rglob("*")):
+                if file.is_file():
+                    name = f"b/{file.relative_to(bundle).as_posix()}"
+                    with archive.open(name, "w", force_zip64=way == "large") as target:
+                        target.write(file.read_bytes())
+    with open_archive(path) as opened:
+        assert opened.name == "net"
+
+
+def test_a_file_that_changes_while_it_is_archived(small_bundle: Make, tmp_path: Path) -> None:
+    bundle = open_bundle(small_bundle("b"))
+    (bundle.path / "model.onnx").write_bytes(b"another")
+    with pytest.raises(TamperedError, match=r"model\.onnx: is being changed"):
+        write_archive(bundle, tmp_path / "b.zip")
+    assert not list(tmp_path.glob("*.zip"))
 
 
 def test_damaged_archives(zipped: Path) -> None:

@@ -254,10 +254,9 @@ def test_readme_of_an_accelerator_names_no_cpu_runtime_for_the_device(
     write_bundle(tmp_path / "b", replace(made, artifact=artifact, target=loaded))
     text = (tmp_path / "b" / "README.md").read_text()
     assert "## On the accelerator" in text
-    assert f"`check.py` needs NumPy and:\n\n```sh\npip install {check_needs}\n```\n\n## Inputs" in text
-    assert "build.gradle" not in text
-    assert "find_package" not in text
-    assert "each labelled so" in text
+    assert f"pip install numpy {check_needs}\npython check.py" in text
+    assert "The model was proven with" not in text
+    assert "litert:litert" not in text
 
 
 def test_an_artifact_that_changed_is_refused(made: BundleContents, tmp_path: Path) -> None:
@@ -270,10 +269,11 @@ def test_an_artifact_that_changed_is_refused(made: BundleContents, tmp_path: Pat
 @pytest.mark.parametrize(
     ("format_", "platform", "expected"),
     [
-        ("litert", "android", 'implementation("com.google.ai.edge.litert:litert:latest.release")'),
-        ("onnx", "android", 'implementation("com.microsoft.onnxruntime:onnxruntime-android:1.31.1")'),
-        ("onnx", "linux-arm64", "pip install onnxruntime==1.31.1\n```"),
-        ("executorch", "linux-arm64", "find_package(executorch"),
+        ("litert", "android", "`android/build.gradle.kts` begins with"),
+        ("onnx", "android", "(Gradle: `com.microsoft.onnxruntime:onnxruntime-android:1.31.1`; Python: `onnxruntime==1"),
+        ("onnx", "linux-arm64", "pip install numpy onnxruntime==1.31.1\npython check.py\ndevice/check --help"),
+        ("onnx", "linux-arm64", "The model was proven with ONNX Runtime 1.31.1 (Python: `onnxruntime==1.31.1`)"),
+        ("executorch", "linux-arm64", "`cpp/CMakeLists.txt` begins with how to build"),
     ],
 )
 def test_readme_tells_how_to_use_it(
@@ -514,3 +514,13 @@ def test_a_bundle_of_parts_says_what_runs_it(made: BundleContents, tmp_path: Pat
     done = subprocess.run([sys.executable, "check.py"], cwd=tmp_path / "b", capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "edgeopt validate" in done.stdout
+
+
+def test_the_readme_speaks_of_folders_that_are_there(made: BundleContents, tmp_path: Path) -> None:
+    """Regression: in a bundle for iOS, `ios/` was "the same" as an android/ that wasn't there."""
+    for target in ("android-onnx-int8", "linux-arm64-onnx-int8", "openvino-int8"):
+        path = write_bundle(tmp_path / target, replace(made, target=load_target(target))).path
+        text = (path / "README.md").read_text()
+        for folder in ("android", "ios", "cpp", "python", "device"):
+            assert (f"| `{folder}/` |" in text) is (path / folder).is_dir(), (target, folder)
+        assert "the same as" not in text

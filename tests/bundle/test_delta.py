@@ -143,6 +143,8 @@ def made_up(control: list[int], differences: bytes, extra: bytes, size: int) -> 
         ([5, 99, 0], "leads out"),
         ([1, 20, 0], "cut short"),
         ([2, 3, 0], "makes 5 of 50 bytes"),
+        ([0, 0, 9, 2, 3, 0], "makes 5 of 50 bytes"),
+        ([5, 0, 0, 0, 0, 0, 5, 0, 0], "do nothing"),
         ([], "makes 0 of 50 bytes"),
         ([0], "cut short"),
     ],
@@ -158,6 +160,9 @@ def test_a_patch_that_is_a_bomb() -> None:
         apply_patch(b"old", made_up([3, 0, 0], bytes(50 << 20), b"", 50), 50, "p")
     with pytest.raises(TamperedError, match="holds more than it should"):
         apply_patch(b"old", made_up([0, 0, 0] * 100_000, b"", b"", 50), 50, "p")
+    # Regression: 240 bytes of patch took a minute to do nothing.
+    with pytest.raises(TamperedError, match="do nothing"):
+        apply_patch(b"old", made_up([0, 0, 0] * 100_000, b"", b"", 5 << 20), 5 << 20, "p")
 
 
 # --- bundles ---------------------------------------------------------------------------------------------------------

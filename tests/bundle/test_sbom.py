@@ -6,7 +6,7 @@ import email
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import Distribution
+from importlib.metadata import Distribution, version
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from edgeopt.bundle.manifest import FileEntry, Manifest
 from edgeopt.bundle.sbom import sbom
 from edgeopt.bundle.sbom_packages import building_packages, runtime_package
 from edgeopt.targets import load_target
-from edgeopt.types import Format
+from edgeopt.types import Format, StepRecord
 
 Make = Callable[..., Path]
 
@@ -63,9 +63,10 @@ def test_the_model_its_source_and_how_it_was_quantized(manifest: Manifest) -> No
 
 def test_what_the_device_needs_and_what_made_it(manifest: Manifest) -> None:
     document = json.loads(sbom(manifest))
-    (runtime,) = document["components"]
+    runtime, code = document["components"]
     assert runtime["purl"] == "pkg:maven/com.microsoft.onnxruntime/onnxruntime-android@1.31.1"
     assert (runtime["scope"], runtime["licenses"]) == ("required", [{"expression": "MIT"}])
+    assert (code["name"], code["licenses"]) == ("edgeopt", [{"expression": "Apache-2.0"}])
     assert document["dependencies"][0] == {"ref": "model", "dependsOn": ["runtime"]}
     tools = {tool["name"]: tool for tool in document["metadata"]["tools"]["components"]}
     assert list(tools) == ["edgeopt", "onnxruntime", "torch"]
@@ -98,7 +99,10 @@ def variants(manifest: Manifest) -> dict[str, Manifest]:
         "directory": replace(aimed("ios-coreml-int8", "coreml"), model=package, files=parts),
         "linux": aimed("linux-arm64-int8", "litert"),
         "ethos": aimed("ethosu55-int8", "litert"),
+        "edge tpu": aimed("edgetpu-int8", "litert"),
         "qualcomm": aimed("qualcomm-int8", "onnx"),
+        "vulkan": replace(aimed("android-vulkan-fp16", "executorch"), tools={"executorch": "1.5.1"}),
+        "ios": replace(aimed("ios-executorch-coreml", "executorch"), tools={"executorch": "1.5.1"}),
         "openvino": replace(aimed("openvino-int8", "onnx"), tools={"openvino": "2026.4.1"}),
         "unknown tools": replace(manifest, tools={"no such package": "1"}),
     }
@@ -122,7 +126,13 @@ def test_runtimes(manifest: Manifest) -> None:
     assert purls["linux"] == "pkg:pypi/ai-edge-litert"
     assert purls["openvino"] == "pkg:pypi/openvino@2026.4.1"
     assert purls["qualcomm"] == "pkg:maven/com.microsoft.onnxruntime/onnxruntime-android-qnn@1.31.1"
+    # Regression: the one had no package, the other one that no iPhone can use.
+    assert purls["vulkan"] == "pkg:maven/org.pytorch/executorch-android-vulkan@1.5.1"
+    assert purls["ios"] == "pkg:swift/github.com/pytorch/executorch@1.5.1"
     assert purls["directory"] is purls["ethos"] is None
+    ethos = replace(variants(manifest)["ethos"], tools={"ai-edge-litert": "2.3.0"})
+    runtime = runtime_package(ethos)
+    assert (runtime.name, runtime.version) == ("TensorFlow Lite for Microcontrollers", None)
     document = json.loads(sbom(variants(manifest)["directory"]))
     assert document["components"][0]["name"] == "Core ML"
     inner = document["metadata"]["component"]["components"]
@@ -150,6 +160,22 @@ def test_the_list_for_people(manifest: Manifest) -> None:
     assert "| the model, `model.onnx` | | MIT \\| mine |" in declared
     assert "edgeopt.toml" not in declared
     assert "Qualcomm's own terms" in licences(variants(manifest)["qualcomm"])
+    assert "libedgetpu" in licences(variants(manifest)["edge tpu"])
+    assert "code of third parties" not in licences(variants(manifest)["directory"])
+
+
+def test_code_for_the_app_has_a_licence_too(manifest: Manifest) -> None:
+    """Regression: it was in no list, although it goes into the app."""
+    text = licences(manifest)
+    assert f"| code for the app by edgeopt | {version('edgeopt')} | Apache-2.0 |" in text
+    assert "## Licence text of code for the app by edgeopt" in text
+    shared = licences(replace(manifest, format="litert"))
+    assert shared.count("Version 2.0, January 2004") == 1
+    assert "litert:litert and code for the app by edgeopt" in shared
+    without = variants(manifest)["ethos"]
+    assert "code for the app" not in licences(without)
+    unpacked = replace(without, history=(StepRecord("sparsify", {"zeros": 0.8}),))
+    assert "code for the app" in licences(unpacked)
 
 
 # --- what packages say of themselves ---------------------------------------------------------------------------------

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from edgeopt.bundle.verification import Verified
 from edgeopt.cli import main
 from edgeopt.cli.bundle import PASSWORD_VARIABLE
 
@@ -92,6 +95,7 @@ def test_deltas(run: Run, small_bundle: Make) -> None:
     assert (code, err) == (0, "")
     assert Path("v3/model.onnx").read_bytes() == Path("v2/model.onnx").read_bytes()
     assert "Signature" in out
+    assert "Written" in out
     _, out, _ = run("bundle", "v2", "--delta-from", "v1.zip", "--output", "d", "--json")
     assert json.loads(out)["delta"]["files"]["model.onnx"]["how"] == "patch"
     _, out, _ = run("bundle", "v1", "--apply", "d", "--output", "v4", "--json")
@@ -154,6 +158,36 @@ def test_passwords_from_a_file_the_environment_and_a_prompt(
     assert run("bundle", "b", "--sign", "k.key")[0] == 0
     assert run("bundle", "--new-key", "other")[2] == "error: other.key: the two passwords differ\n"
     assert not Path("other.key").exists()
+
+
+def test_a_name_can_not_look_like_a_signature(run: Run, small_bundle: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_bundle("b")
+    found = Verified("net\nSignature  valid", "t", "passed", 9, "ab", None, signature_verified=False, comment=None)
+    monkeypatch.setattr("edgeopt.bundle.verification.verify_bundle", lambda *_: found)
+    _, out, _ = run("verify", "b")
+    assert "net\\nSignature  valid for t, passed" in out
+    assert [line.split()[0] for line in out.splitlines()] == ["Bundle", "Files", "Manifest", "Signature"]
+
+
+@pytest.mark.usefixtures("cheap")
+def test_a_password_may_be_any_bytes(run: Run, small_bundle: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regression: one that isn't UTF-8 was an internal error in a file, and in the environment a lack of memory."""
+    small_bundle("b")
+    Path("pw").write_bytes(b"\xff\xfe\n")
+    assert run("bundle", "--new-key", "k", "--password-file", "pw")[0] == 0
+    monkeypatch.setenv(PASSWORD_VARIABLE, os.fsdecode(b"\xff\xfe"))
+    assert run("bundle", "b", "--sign", "k.key")[0] == 0
+    monkeypatch.setenv(PASSWORD_VARIABLE, os.fsdecode(b"\xff\xfd"))
+    assert run("bundle", "b", "--sign", "k.key")[2] == "error: k.key: the password is wrong\n"
+
+
+def test_what_it_says_to_run_can_be_pasted(run: Run, small_bundle: Make) -> None:
+    """Regression: names with spaces were not quoted."""
+    small_bundle("my b")
+    run("bundle", "--new-key", "my k", "--no-password")
+    _, out, _ = run("bundle", "my b", "--sign", "my k.key")
+    (line,) = (line for line in out.splitlines() if "edgeopt verify" in line)
+    assert run(*shlex.split(line)[3:])[0] == 0
 
 
 def test_the_help(run: Run) -> None:

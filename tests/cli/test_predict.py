@@ -87,7 +87,7 @@ def test_all_devices(run: Run, file: Path) -> None:
     ("arguments", "line"),
     [
         (("none.tflite",), "none.tflite: no such file"),
-        (("net.txt",), "net.txt: is not a model file; give one of .tflite, .onnx, .pte, .mlpackage"),
+        (("net.txt",), "net.txt: is not a model file; give a .tflite, .onnx or .pte file, or a bundle"),
         (("net.onnx", "--device", "pixxel-4"), "unknown device 'pixxel-4'; did you mean"),
         (("net.onnx", "--device", "corstone-300"), "device 'corstone-300': takes no onnx files"),
     ],

@@ -13,7 +13,6 @@ import pytest
 
 from edgeopt.bundle import open_bundle
 from edgeopt.config import config_of
-from edgeopt.emulator import deb, home, lock
 from edgeopt.native import IMPLEMENTATIONS
 from edgeopt.pipeline import export
 from edgeopt.runtimes import load_runtime
@@ -89,47 +88,31 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[Format, Path]:
     return {format_: made[target] for format_, target in TARGETS.items()}
 
 
-def runtime_folder(format_: Format, scratch: Path) -> Path:
-    """What the CMake option wants, made of the installed wheel; skips where something is missing."""
+@pytest.fixture(params=TARGETS)
+def runtime(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Format, Path]:
+    """A format, and the folder that its CMake option wants, made of the installed wheel."""
+    format_: Format = request.param
     implementation = IMPLEMENTATIONS[format_]
     spec = find_spec(implementation.package)
     assert spec is not None
     assert spec.submodule_search_locations
     package = Path(spec.submodule_search_locations[0])
     if format_ != "onnx":
-        return package
-    header = onnxruntime_headers(scratch)
-    if header is None:
-        pytest.skip("no onnxruntime_c_api.h: apt install libonnxruntime-dev, or edgeopt emulator setup")
+        return format_, package
+    folder = tmp_path / "runtime"
+    (folder / "lib").mkdir(parents=True)
+    (folder / "include").symlink_to(request.getfixturevalue("onnxruntime_headers"))
     (library,) = package.glob(implementation.libraries[0])
-    (scratch / "lib").mkdir()
     for name in ("libonnxruntime.so", implementation.soname or ""):
-        (scratch / "lib" / name).symlink_to(library)
-    (scratch / "include").symlink_to(header)
-    return scratch
-
-
-def onnxruntime_headers(scratch: Path) -> Path | None:
-    """Installed ones, or those of the package that the emulator's setup downloaded."""
-    for folder in (Path("/usr/include/onnxruntime"), Path("/usr/include")):
-        if (folder / "onnxruntime_c_api.h").is_file():
-            return folder
-    package = next(p for p in lock.read().debian if p.file_name.startswith("libonnxruntime-dev_"))
-    downloaded = home.downloads() / package.sha256
-    if not downloaded.is_file():
-        return None
-    (scratch / "headers").mkdir()
-    deb.unpack(downloaded, scratch / "headers", package.file_name, lambda name: name.endswith(".h"))
-    return next(path.parent for path in (scratch / "headers").rglob("onnxruntime_c_api.h"))
+        (folder / "lib" / name).symlink_to(library)
+    return format_, folder
 
 
 @pytest.mark.skipif(not (shutil.which("cmake") and shutil.which("g++")), reason="no cmake or g++ on this machine")
-@pytest.mark.parametrize("format_", TARGETS)
-def test_golden_vectors_in_cpp(bundles: dict[Format, Path], format_: Format, tmp_path: Path) -> None:
+def test_golden_vectors_in_cpp(bundles: dict[Format, Path], runtime: tuple[Format, Path], tmp_path: Path) -> None:
+    format_, folder = runtime
     bundle, build = bundles[format_], tmp_path / "build"
-    (tmp_path / "runtime").mkdir()
     option = {"litert": "LITERT_DIR", "onnx": "ONNXRUNTIME_DIR", "executorch": "EXECUTORCH_DIR"}[format_]
-    folder = runtime_folder(format_, tmp_path / "runtime")
     flags = "-DCMAKE_CXX_FLAGS=-Wall -Wextra -Werror"
     for command in (
         ["cmake", "-S", bundle / "cpp", "-B", build, f"-D{option}={folder}", flags],

@@ -10,13 +10,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeopt.emulator import core_for, installed, unavailable
+from edgeopt.emulator import core_for, installed
 from edgeopt.emulator.counting import InstructionCount, count, count_program
 from edgeopt.errors import ConversionError
 from edgeopt.types import Signature, SignatureTensor
 
-REASON = unavailable()
-pytestmark = [pytest.mark.e2e, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("emulator")]
 
 #: Three stretches between marks, with a loop of 1000 rounds in each.
 PROGRAM = [

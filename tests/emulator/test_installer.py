@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import platform
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from edgeopt import emulator
-from edgeopt.emulator import fetching, home, installation, installer, toolchain
+from edgeopt.emulator import download, fetching, home, installation, installer, lock, toolchain, wheels
 from edgeopt.errors import MissingError
 from edgeopt.json_data import dumps
+from edgeopt.progress import Silent
 
 MANIFEST = installation.Manifest({"qemu": "10"}, {}, {"cortex-a76": (1, 2)}, {"cortex-a76": (1, 2)})
 
@@ -74,15 +77,62 @@ def test_a_failure_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_a_killed_setup_left_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     _steps(monkeypatch)
-    (home.root() / ".making-x/tree").mkdir(parents=True)
+    killed = [home.root() / ".making-x", home.downloads() / ".making-x"]
+    for directory in killed:
+        (directory / "tree").mkdir(parents=True)
     emulator.setup()
-    assert not (home.root() / ".making-x").exists()
+    assert not any(directory.exists() for directory in killed)
 
 
 def test_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     _steps(monkeypatch, fail=OSError(errno.ENOSPC, "No space left on device"))
     with pytest.raises(MissingError, match="the disk is full; free"):
         emulator.setup()
+
+
+def test_another_error_of_the_disk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    _steps(monkeypatch, fail=OSError(errno.EROFS, "Read-only file system", "/x/tree"))
+    with pytest.raises(MissingError, match=r"^/x/tree: can't be written: Read-only file system; set EDGEOPT_HOME"):
+        emulator.setup()
+
+
+def test_what_is_installed_needs_no_compiler_and_no_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    _steps(monkeypatch)
+    emulator.setup()
+
+    def fail() -> None:
+        raise MissingError("not here")
+
+    monkeypatch.setattr(installer, "c_compiler", fail)
+    monkeypatch.setattr(home, "locked", fail)
+    assert emulator.setup() == emulator.installed()
+
+
+def test_one_failed_download_ends_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """They must not go on to their next mirrors."""
+    tried: list[str] = []
+    failed = threading.Event()
+
+    def read(url: str, part: Path, size: int, tell: Callable[[int], None]) -> None:
+        del part, size
+        tried.append(url)
+        failed.wait(10)
+        for _ in range(1000):
+            tell(len(tried))
+            time.sleep(0.01)
+
+    def no_wheel(wheel: lock.Wheel, cache: Path) -> Path:
+        del cache
+        failed.set()
+        raise MissingError(f"no {wheel.name}")
+
+    monkeypatch.setattr(download, "_resume", read)
+    monkeypatch.setattr(wheels, "fetch", no_wheel)
+    pinned = lock.read()
+    few = lock.Lock(("https://a.example", "https://b.example"), pinned.debian[:3], pinned.wheels[:1])
+    with pytest.raises(MissingError, match="no ai-edge-litert"):
+        fetching.fetch(few, tmp_path, Silent())
+    assert not [url for url in tried if "b.example" in url]
 
 
 def test_other_machines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +188,17 @@ def test_remove_what_other_versions_left(monkeypatch: pytest.MonkeyPatch) -> Non
     assert emulator.remove(outdated_only=True) > 0
     assert not other.exists()
     assert emulator.unavailable() is None
+
+
+def test_remove_leaves_what_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    _steps(monkeypatch)
+    emulator.setup()
+    theirs = home.root() / "avd"
+    theirs.mkdir()
+    (theirs / home.MANIFEST).write_text("{}")
+    assert home.others() == []
+    emulator.remove()
+    assert sorted(path.name for path in home.root().iterdir()) == [".lock", "avd"]
 
 
 def test_the_digest_covers_the_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,29 +1,28 @@
-"""The parts of `device/check` that need no device: arithmetic, conditions, programs, what adb says, the shell part."""
+"""The parts of `device/check` that need no device: arithmetic, conditions, programs, the report."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import random
-import shutil
 import struct
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from edgeopt.bundle.templates.device import devicecheck
-from edgeopt.bundle.templates.device.devicecheck import benchmarks, conditions, figures
-from edgeopt.bundle.templates.device.devicecheck.device import Device, Facts, Workspace
+from edgeopt.bundle.templates.device.devicecheck import benchmarks, conditions, figures, programs
+from edgeopt.bundle.templates.device.devicecheck.device import Facts
 from edgeopt.bundle.templates.device.devicecheck.errors import CheckError
-from edgeopt.bundle.templates.device.devicecheck.programs import mismatch
-from edgeopt.bundle.templates.device.devicecheck.transport import Adb, connect, hostname
+from edgeopt.bundle.templates.device.devicecheck.finding import mismatch
+from edgeopt.bundle.templates.device.devicecheck.transport import Reply
 
-SCRIPT = Path(devicecheck.__file__).parent / "on_device.sh"
+if TYPE_CHECKING:
+    from edgeopt.bundle.templates.device.devicecheck.contents import Contents, Vector
+    from edgeopt.bundle.templates.device.devicecheck.device import Workspace
+
 STATE = """\
 policy|0 1 2 3|schedutil|300000|1800000|1800000
 policy|4 5|schedutil|400000|2250000|2250000
@@ -190,92 +189,40 @@ def test_benchmark_models_statistics() -> None:
 
 
 @pytest.mark.parametrize(
-    ("listing", "serial", "code", "phrase"),
+    ("code", "errors", "phrase"),
     [
-        ("", None, 3, "no device is attached"),
-        ("A\tdevice\nB\tdevice\n", None, 2, "choose one with --adb A or B"),
-        ("A\tunauthorized\n", None, 3, "has not authorized this computer"),
-        ("A\toffline\n", "A", 3, "is offline"),
-        ("A\tno permissions (user in plugdev group); see [http://x]\n", "A", 3, "udev"),
-        ("A\trecovery\n", "A", 3, "in the state 'recovery'"),
-        ("A\tdevice\n", "10.0.0.2:5555", 3, "adb connect 10.0.0.2:5555"),
+        (126, "sh: 1: /tmp/edgeopt-1/program: Permission denied", "(noexec); name another --directory"),
+        (
+            127,
+            "/tmp/e/program: error while loading shared libraries: libonnxruntime.so.1: cannot open shared object file",
+            "error while loading shared libraries: libonnxruntime.so.1: cannot open shared object file; put the",
+        ),
+        (127, "env: '/tmp/e/program': No such file or directory", "has not the loader that it was linked for"),
+        (127, "sh: 1: /tmp/e/program: not found", "has not the loader that it was linked for"),
+        (127, "sh: /tmp/e/program: inaccessible or not found", "has not the loader that it was linked for"),
+        (126, "sh: /tmp/e/program: not executable: 64-bit ELF file", "exec format error"),
+        (127, "/tmp/e/program: 1: \x7fMZ: not found", "exec format error"),
+        (126, "setsid: failed to execute /tmp/e/program: Exec format error", "exec format error"),
+        (139, "", "ended by signal 11"),
+        (137, "", "out of memory?"),
+        (1, "boom\nthe model is broken", "the model is broken"),
     ],
 )
-def test_what_adb_sees(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listing: str, serial: str | None, code: int, phrase: str
-) -> None:
-    (tmp_path / "listing").write_text(f"List of devices attached\n{listing}\n")
-    (tmp_path / "adb").write_text(f"#!/bin/sh\ncat {tmp_path}/listing\n")
-    (tmp_path / "adb").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    with pytest.raises(CheckError, match=phrase.replace("(", r"\(")) as caught:
-        Adb(serial, None)
-    assert caught.value.code == code
+def test_why_a_program_fails(code: int, errors: str, phrase: str) -> None:
+    assert phrase in programs._reason(Reply(code, b"", errors))
 
 
-def test_no_adb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(CheckError, match="adb is not installed") as caught:
-        connect(None, None, None, None)
-    assert caught.value.code == 3
-
-
-@pytest.mark.parametrize(
-    ("lease", "stale"),
-    [
-        ("1300 {host} {us}", False),
-        ("900 {host} {us}", True),  # ran out
-        ("1300 {host} 99999999", True),  # its process is gone
-        ("1300 elsewhere 99999999", False),
-        ("900 elsewhere 1", True),
-        ("9999999 elsewhere 1", True),  # from a clock that was wrong
-        ("", True),
-        ("garbage", True),
-    ],
-)
-def test_what_crashed_checks_left(lease: str, stale: bool) -> None:
-    device = cast("Device", SimpleNamespace(transport=SimpleNamespace(base="/tmp")))
-    workspace = Workspace(device, replace(PHONE, now=1000))
-    assert workspace._is_stale(lease.format(host=hostname(), us=os.getpid())) is stale
-
-
-@pytest.mark.parametrize(
-    ("adb", "ssh", "directory"), [("A", "host", None), (None, "-oProxyCommand=x", None), (None, "host", "tmp; rm")]
-)
-def test_wrong_use_of_connections(adb: str | None, ssh: str | None, directory: str | None) -> None:
-    with pytest.raises(CheckError) as caught:
-        connect(adb, ssh, directory, None)
-    assert caught.value.code == 2
-
-
-SHELLS = [shell for name in ("dash", "bash", "mksh", "busybox") if (shell := shutil.which(name)) is not None]
-
-
-@pytest.mark.parametrize("shell", SHELLS)
-def test_the_shell_part(shell: str, tmp_path: Path) -> None:
-    """What it makes, runs and removes; `remove` takes nothing but its own directories."""
-    words = [shell, "sh"] if shell.endswith("busybox") else [shell]
-
-    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*words, "-s", "--", *arguments], input=SCRIPT.read_text(), text=True, capture_output=True, timeout=20
-        )
-
-    directory = tmp_path / "edgeopt-0123abcd"
-    assert call("create", str(directory), "99 host 1").returncode == 0
-    assert call("create", str(directory), "99 host 1").returncode != 0
-    assert call("leases", str(tmp_path)).stdout == f"{directory}|99 host 1\n"
-    done = call("execute", str(directory), "5", "", "sh", "-c", "echo out; echo err >&2; exit 7")
-    assert (done.returncode, done.stdout, done.stderr) == (7, "out\n", "err\n")
-    late = call("execute", str(directory), "1", "", "sh", "-c", "sleep 30 & wait")
-    assert late.returncode == 124
-    assert "os=linux\n" in call("facts", str(tmp_path)).stdout
-    assert call("digest", str(directory / "lease")).stdout.split()[1] == "10"
-    for other in (tmp_path, tmp_path / "edgeopt-0123abcd/..", tmp_path / "edgeopt-1"):
-        other.mkdir(exist_ok=True)
-        assert call("remove", str(other)).returncode != 0
-    assert call("remove", str(directory)).returncode == 0
-    assert not directory.exists()
+def test_benchmark_models_outputs_are_compared_only_where_it_is_clear_which_is_which() -> None:
+    one = SimpleNamespace(size_bytes=4)
+    workspace = SimpleNamespace(
+        path="/w", get=lambda _: b"abcd", device=SimpleNamespace(call=lambda *_: Reply(0, b"- 4", ""))
+    )
+    program = benchmarks.LiteRTBenchmark(
+        cast("Contents", None), cast("Workspace", workspace), "/w/model", 1, "/bin/benchmark_model"
+    )
+    assert program._outputs(cast("Vector", SimpleNamespace(inputs=(one,), outputs=(one,)))) == (b"abcd",)
+    assert program._outputs(cast("Vector", SimpleNamespace(inputs=(one,), outputs=(one, one)))) is None
+    assert program._outputs(cast("Vector", SimpleNamespace(inputs=(one, one), outputs=(one,)))) is None
 
 
 def test_the_report_is_the_documented_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import get_args
 
 import pytest
 
+from edgeopt.bundle.apps import cpp
 from edgeopt.bundle.device_check import write_device_check
 from edgeopt.bundle.manifest import KIND, SCHEMA_VERSION, Manifest, ModelFile
 from edgeopt.native import IMPLEMENTATIONS
@@ -56,6 +58,45 @@ def test_scripts_start(tmp_path: Path) -> None:
         assert (done.returncode, done.stdout.startswith("usage:")) == (0, True), done.stderr
     done = subprocess.run(["sh", "device/check", "--threads", "0"], cwd=tmp_path, capture_output=True, timeout=20)
     assert done.returncode == 2
+    words = ["device/check", "--output", "nowhere/report.json"]
+    done = subprocess.run(["sh", *words], cwd=tmp_path, capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stderr) == (
+        2, "error: nowhere/report.json can't be written; name another place with --output\n",
+    )  # fmt: skip
+
+
+def test_what_the_app_has_is_not_there_twice_and_still_built(tmp_path: Path) -> None:
+    """A stand-in for the compiler writes down what it is given."""
+    made = manifest("litert")
+    for name, text in cpp.files(made).items():
+        (tmp_path / "cpp").mkdir(exist_ok=True)
+        (tmp_path / "cpp" / name).write_text(text)
+    write_device_check(made, tmp_path)
+    runner = tmp_path / "device/runner"
+    assert not {path.name for path in runner.iterdir()} & {path.name for path in (tmp_path / "cpp").iterdir()}
+    (tmp_path / "libs").mkdir()
+    (tmp_path / "libs/libLiteRt.so").touch()
+    compiler = tmp_path / "c++"
+    compiler.write_text(
+        f"""#!/bin/sh
+[ "$1" = -dumpmachine ] && echo aarch64-linux-gnu && exit
+printf '%s\\n' "$@" >{tmp_path}/words
+"""
+    )
+    compiler.chmod(0o755)
+    words = ["--libraries", str(tmp_path / "libs"), "--include", "a b", "--output", str(tmp_path / "o u t")]
+    done = subprocess.run(
+        ["sh", str(runner / "build.sh"), *words], env={**os.environ, "CXX": str(compiler)}, capture_output=True,
+        text=True, timeout=20,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/o u t/edgeopt-runner\n"), done.stderr
+    given = (tmp_path / "words").read_text().splitlines()
+    assert {"a b", f"{runner}/../../cpp/litert.cpp", f"{runner}/main.cpp", f"{tmp_path}/o u t/libLiteRt.so"} <= {*given}
+    done = subprocess.run(
+        ["sh", str(runner / "build.sh"), "--libraries"], env={**os.environ, "CXX": str(compiler)}, capture_output=True,
+        text=True, timeout=20,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (2, "error: --libraries lacks its value\n")
 
 
 def test_no_check_where_it_could_not_run(tmp_path: Path) -> None:

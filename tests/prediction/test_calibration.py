@@ -24,7 +24,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-def model(path: Path, side: int = 16) -> Path:
+def model(path: Path, side: int = 256) -> Path:
     graph = helper.make_graph(
         [helper.make_node("Conv", ["x", "w"], ["y"], name="stem/Conv")],
         "g",
@@ -125,6 +125,56 @@ def report(folder: Path, of: Path, **changed: object) -> Path:
     return path
 
 
+def pinned(folder: Path, of: Path, threads: int, cpus: tuple[int, ...]) -> Path:
+    """On a Pixel 4, which has little cores at 1.8 GHz, big ones at 2.4 and a prime one at 2.8."""
+    clocks = [((0, 1, 2, 3), 1_785_600), ((4, 5, 6), 2_419_200), ((7,), 2_841_600)]
+    state = {"clocks": [{"cpus": cpus, "most_khz": khz} for cpus, khz in clocks]}
+    return report(folder, of, settings={"threads": threads, "cpus": cpus}, before=state)
+
+
+@pytest.mark.parametrize(("threads", "cpus"), [(1, (7,)), (1, (4, 5, 6)), (4, (4, 5, 6, 7)), (8, tuple(range(8)))])
+def test_reports_of_fast_cores_are_good(tmp_path: Path, threads: int, cpus: tuple[int, ...]) -> None:
+    file = model(tmp_path / "model.onnx")
+    assert read_device_report(pinned(tmp_path, file, threads, cpus)).threads == threads
+
+
+@pytest.mark.parametrize("cpus", [(), (6, 7)])
+def test_reads_what_the_check_writes(tmp_path: Path, cpus: tuple[int, ...]) -> None:
+    """Both sides of device_report.json, as `device/check` makes it."""
+    from edgeopt.bundle.templates.device.devicecheck import conditions
+    from edgeopt.bundle.templates.device.devicecheck import report as written
+    from edgeopt.bundle.templates.device.devicecheck.check import Difference, Result, Settings
+    from edgeopt.bundle.templates.device.devicecheck.contents import Contents
+    from edgeopt.bundle.templates.device.devicecheck.device import Facts
+    from edgeopt.bundle.templates.device.devicecheck.programs import Figures
+
+    file = model(tmp_path / "model.onnx")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    contents = Contents("net", "t", "pixel-4", "onnx", "fp32", file, digest, "1" * 64, (), 0.1, None, None)
+    facts = Facts("android", "13", "", "arm64-v8a", "aarch64", "Google", "Pixel 4", "", False, 1, 1, 0, frozenset())
+    policy = conditions.Policy((6, 7), "schedutil", 900_000, 2_400_000, 2_400_000)
+    state = conditions.State((policy,), ((6, 1024), (7, 1024)), (), (), None, None)
+
+    def measured(difference: float, throttling: tuple[str, ...] = ()) -> Path:
+        timing = Figures(1.0, 2.0, (3.0, 4.0, 5.0), {}, None, None)
+        settings, differences = Settings(threads=2), (Difference(0, "y", difference),)
+        result = Result(
+            *(contents, "adb", facts, "edgeopt-runner", None, settings, cpus, 5, differences, timing),
+            *(state, state, throttling, 1.0),
+        )
+        written.write(written.document(result), tmp_path / written.NAME)
+        return tmp_path / written.NAME
+
+    found = read_device_report(measured(0.01))
+    assert (found.path, found.sha256, found.format, found.threads, found.ms) == (file, digest, "onnx", 2, 4.0)
+    with pytest.raises(UsageError, match="outputs were wrong"):
+        read_device_report(measured(0.5))
+    with pytest.raises(UsageError, match="throttled"):
+        read_device_report(measured(0.01, ("clock capped",)))
+    calibration = calibrate(load_device("pixel-4"), [read_device_report(measured(0.01))])
+    assert [(figure.threads, figure.share.measured_ms) for figure in calibration.figures] == [(2, 4.0)]
+
+
 def test_device_reports(tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
     file = model(tmp_path / "bundle" / "model.onnx")
@@ -148,8 +198,24 @@ def test_device_reports_that_say_nothing(tmp_path: Path) -> None:
         (lambda: read_device_report(report(tmp_path, file, latency_ms={})), "holds no latency"),
         (lambda: read_device_report(report(tmp_path, file, kind="x")), "device_report.json: kind"),
         (lambda: read_device_report(report(tmp_path, file, settings={"threads": 0})), "holds no number of threads"),
+        (lambda: read_device_report(report(tmp_path, file, golden={"passed": False})), "outputs were wrong there"),
+        (lambda: read_device_report(pinned(tmp_path, file, 2, (0, 1))), "measured on slower or fewer cores"),
+        (lambda: read_device_report(pinned(tmp_path, file, 4, (7,))), "measured on slower or fewer cores"),
     ]
     for call, line in cases:
         with pytest.raises(UsageError) as caught:
             call()
         assert line in caught.value.line()
+
+
+def test_files_that_tell_nothing_of_a_device(tmp_path: Path) -> None:
+    """Factors that they can't move would pass for a calibration, and one of 287 was written for a compiled NPU file."""
+    device = load_device("imx93")
+    with pytest.raises(UsageError, match="too small to tell how fast the device is"):
+        calibrate(device, [measurement(model(tmp_path / "small.onnx", side=8), 1.0, 1)])
+    graph = onnx.load(str(model(tmp_path / "npu.onnx")))
+    graph.graph.node[0].op_type = "EPContext"
+    onnx.save(graph, str(tmp_path / "npu.onnx"))
+    with pytest.raises(UsageError, match=r"npu\.onnx: holds too much .*\(EPContext\)"):
+        calibrate(device, [measurement(tmp_path / "npu.onnx", 1.0, 1)])
+    assert find_calibration(device) is None

@@ -126,3 +126,13 @@ def test_loops_are_not_counted(tmp_path: Path) -> None:
     nodes = [helper.make_node("If", ["c"], ["y"], then_branch=body, else_branch=body)]
     work = count(save(tmp_path / "m.onnx", nodes, ("x", [1]), ("y", [1]), {"c": np.array(True)}), "onnx")
     assert "as it runs (If)" in (work.unsupported or "")
+
+
+@pytest.mark.parametrize("name", [b"Relu", b"hidden"])
+def test_names_that_are_not_text(tmp_path: Path, name: bytes) -> None:
+    """Protobuf gives those as bytes; two of them broke the list of unknown operators."""
+    relu, neg = helper.make_node("Relu", ["x"], ["hidden"]), helper.make_node("Neg", ["hidden"], ["y"])
+    path = save(tmp_path / "m.onnx", [relu, neg], ("x", [4]), ("y", [4]), {})
+    path.write_bytes(path.read_bytes().replace(name, b"\xff" * len(name)))
+    with pytest.raises(UsageError, match=r"m\.onnx: is damaged: names in it are not text"):
+        count(path, "onnx")

@@ -99,11 +99,6 @@ def test_a_format_that_the_device_does_not_take() -> None:
         estimate(CONVOLUTIONAL, "m.pte", "executorch", replace(load_device("pixel-4"), formats=("litert",)), 1)
 
 
-def test_a_file_that_only_renames_memory_takes_no_time() -> None:
-    prediction = told(FileWork((op("reshape", "free", 0),)))
-    assert (prediction.ms, prediction.low, prediction.high, prediction.ops) == (0, 0, 0, ())
-
-
 def test_a_few_unknown_operators_and_chosen_sizes_are_told() -> None:
     many = tuple(op(f"c{i}") for i in range(20))
     prediction = told(FileWork((*many, replace(op("odd", "unknown"), macs=0)), assumed=("x: 1x8",)))
@@ -146,3 +141,9 @@ def test_a_calibrated_prediction_names_it(tmp_path: Path) -> None:
     assert "other-runtime" not in codes(after)
     other = predict(path, "onnx", load_device("raspberry-pi-4"), 1, find_calibration(load_device("raspberry-pi-4")))
     assert other.calibration == 0
+
+
+def test_a_file_that_takes_no_time() -> None:
+    """Its float twin would be infinitely times as long."""
+    with pytest.raises(UsageError, match="holds no operator that takes time"):
+        told(FileWork((op("reshape", "free", 0),)))

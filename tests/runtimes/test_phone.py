@@ -14,7 +14,7 @@ from edgeopt.errors import ConversionError, DataError, EdgeoptError, MissingErro
 from edgeopt.runtimes import load_runtime
 from edgeopt.runtimes.phone import PhoneRuntime, PhoneSession
 from edgeopt.runtimes.phone_process import RunnerProcess
-from edgeopt.runtimes.qnn_htp_watch import Patience
+from edgeopt.runtimes.process_watch import Patience
 from edgeopt.types import Signature, SignatureTensor
 
 #: Answers like edgeopt-runner with the file's inputs b, a (int8) and the outputs a + 1, b * 2; `{trick}` runs before.

@@ -14,9 +14,9 @@ import pytest
 
 from edgeopt.errors import ConversionError, DataError, MissingError
 from edgeopt.runtimes import qnn_htp, qnn_htp_process
+from edgeopt.runtimes.process_watch import Patience
 from edgeopt.runtimes.qnn_htp import QnnHtpRuntime
 from edgeopt.runtimes.qnn_htp_process import DEFAULT, HtpProcess, first_line, missing, provider_options
-from edgeopt.runtimes.qnn_htp_watch import Patience
 from edgeopt.runtimes.qnn_htp_worker import receive, send
 from edgeopt.types import Hexagon, Signature
 
@@ -128,8 +128,8 @@ sys.stdout.flush()
 @pytest.mark.parametrize(
     ("program", "patience", "told"),
     [
-        ("import time; time.sleep(60)", Patience(idle_seconds=0.5), "hangs (it did nothing for 0.5 s)"),
-        ("while True: pass", Patience(idle_seconds=0.5, total_seconds=1.5), "hangs (it gave no answer in 1.5 s)"),
+        ("import time; time.sleep(60)", Patience(0.5, 60.0), "hangs (it did nothing for 0.5 s)"),
+        ("while True: pass", Patience(0.5, 1.5), "hangs (it gave no answer in 1.5 s)"),
     ],
 )
 def test_a_process_that_hangs_is_killed(
@@ -149,7 +149,7 @@ while time.process_time() < 1.5: pass
 sys.stdout.write('{"fields": {"assignment": []}, "arrays": []}\\n')
 """
     stand_in(works, monkeypatch)
-    HtpProcess(tmp_path / "model.onnx", DEFAULT, patience=Patience(idle_seconds=1.0)).close()
+    HtpProcess(tmp_path / "model.onnx", DEFAULT, patience=Patience(1.0, 60.0)).close()
 
 
 def test_onnxruntimes_codes_are_cut_from_its_messages() -> None:

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from edgeopt.bundle.apps.base import (
-    AppTensor,
-    float32_text,
-    identifier,
-    render,
-    scores_output,
-    tensors,
-    words,
-)
+from edgeopt.bundle.apps.base import AppTensor, float32_text, identifier, render, tensors, words
 from edgeopt.bundle.apps.mobile import (
-    ImageCode,
+    MobileTensor,
     TextCode,
-    array_code,
-    audio_code,
+    TokenField,
     comment,
-    golden_arrays,
+    golden_values,
     image_code,
+    model_values,
     sizes,
     text_code,
     title,
@@ -81,6 +72,9 @@ CASTS = {
     "LongArray": "{}",
     "BooleanArray": "{} != 0L",
 }
+#: The number of type Long at a place `it`: of a text that is padded, and of one that is not.
+PADDED_TOKENS: dict[TokenField, str] = {"id": "id(it)", "mask": "mask(it)", "type": "type(it)"}
+TOKENS: dict[TokenField, str] = {"id": "ids[it]", "mask": "1L", "type": "typeIds[it]"}
 #: Types of the file that the runtime's Java classes have.
 SUPPORTED: dict[Format, frozenset[str]] = {
     "litert": frozenset({"float32", "int8", "uint8", "int16", "int32", "int64", "bool"}),
@@ -93,20 +87,6 @@ ACCELERATED: dict[tuple[Format, NpuKind], str] = {
     ("executorch", "hexagon"): "org.pytorch:executorch-android-qnn",
     ("executorch", "vulkan"): "org.pytorch:executorch-android-vulkan",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class KotlinTensor:
-    """One input or output in Kotlin's words. `normalised`: an array preprocessing is for it, along `axis`."""
-
-    identifier: str
-    position: int
-    comment: str
-    array: str
-    decoder: str
-    spec: str
-    normalised: bool = False
-    axis: int = 0
 
 
 def files(manifest: Manifest) -> Mapping[str, str]:
@@ -125,7 +105,7 @@ def files(manifest: Manifest) -> Mapping[str, str]:
     written = {
         "build.gradle.kts": _build_script(manifest, name, package, dependency),
         "src/main/AndroidManifest.xml": render("android", "AndroidManifest.xml.j2"),
-        f"{source}/{class_name}.kt": _model(manifest, package, class_name, image, inputs, outputs),
+        f"{source}/{class_name}.kt": _model(manifest, package, class_name, inputs, outputs),
         f"{source}/Tensors.kt": render("android", "Tensors.kt.j2", package=package),
         f"{source}/Runner.kt": render(
             "android",
@@ -143,10 +123,13 @@ def files(manifest: Manifest) -> Mapping[str, str]:
         ),
     }
     if image is not None:
-        written[f"{source}/Pixels.kt"] = render("android", "Pixels.kt.j2", package=package)
+        written[f"{source}/Pixels.kt"] = render(
+            "android", "Pixels.kt.j2", package=package, columns_first=image.columns_first
+        )
     if manifest.golden:
         test = source.replace("src/main", "src/androidTest")
-        written[f"{test}/GoldenTest.kt"] = _golden_test(manifest, package, class_name, inputs)
+        values = golden_values(manifest, class_name, inputs, _tensor, _stored)
+        written[f"{test}/GoldenTest.kt"] = render("android", "GoldenTest.kt.j2", package=package, **values)
     return written
 
 
@@ -181,6 +164,7 @@ def _build_script(manifest: Manifest, name: str, package: str, dependency: str) 
         "build.gradle.kts.j2",
         title=title(manifest),
         module=name,
+        maps=manifest.format == "litert",
         suffix=kotlin_string(manifest.model.file.rpartition(".")[2]),
         assets=", ".join(kotlin_string(f"../{asset}") for asset in assets),
         asset_folder=kotlin_string(name),
@@ -194,47 +178,26 @@ def _model(
     manifest: Manifest,
     package: str,
     class_name: str,
-    image: ImageCode | None,
     inputs: tuple[AppTensor, ...],
     outputs: tuple[AppTensor, ...],
 ) -> str:
     text = text_code(manifest, inputs)
-    array = array_code(manifest, inputs, _number)
-    scores = scores_output(manifest, outputs)
-    scores = scores if scores is not None and scores.is_float else None
-    imports = ["android.content.Context"]
-    imports += ["android.graphics.Bitmap"] if image else []
-    imports += ["kotlin.math.exp"] if scores else []
-    return render(
-        "android",
-        "Model.kt.j2",
-        package=package,
-        imports=imports,
-        title=title(manifest),
-        class_name=class_name,
-        inputs=[_tensor(tensor, {} if array is None else array.axes) for tensor in inputs],
-        outputs=[_tensor(tensor, {}) for tensor in outputs],
-        labels=bool(manifest.labels),
-        scores=scores,
-        image=image,
-        kernel=None if image is None else image.kernel.upper(),
-        audio=audio_code(manifest, inputs, _number),
-        array=array,
-        text=text,
-        token_arrays=[] if text is None else _token_arrays(text),
-    )
+    values = model_values(manifest, class_name, inputs, outputs, _number, _tensor)
+    token_arrays = [] if text is None else _token_arrays(text)
+    return render("android", "Model.kt.j2", package=package, token_arrays=token_arrays, **values)
 
 
 def _token_arrays(text: TextCode) -> list[str]:
-    """What fills each input: an array of its type, made from the function that knows its field."""
+    """What fills each input: an array of its type, made number by number."""
+    tokens = PADDED_TOKENS if text.pad_to else TOKENS
     made = []
     for field, tensor in text.fields:
         array = ARRAYS[tensor.model_dtype]
-        made.append(f"{array}(length) {{ {CASTS[array].format(f'{field}(it)')} }}")
+        made.append(f"{array}(length) {{ {CASTS[array].format(tokens[field])} }}")
     return made
 
 
-def _tensor(tensor: AppTensor, axes: Mapping[str, int]) -> KotlinTensor:
+def _tensor(tensor: AppTensor, axis: int | None) -> MobileTensor:
     array = ARRAYS[tensor.model_dtype]
     spec = [
         kotlin_string(tensor.native_name),
@@ -246,30 +209,14 @@ def _tensor(tensor: AppTensor, axes: Mapping[str, int]) -> KotlinTensor:
         spec.append(f"permutation = intArrayOf({sizes(tensor.permutation)})")
     if tensor.scale is not None:
         spec += [f"scale = {_number(tensor.scale)}", f"zeroPoint = {tensor.zero_point}"]
-    return KotlinTensor(
+    return MobileTensor(
         identifier=tensor.identifier,
         position=tensor.position,
         comment=comment(tensor),
-        array=array,
+        element=array,
         decoder=DECODERS[array],
         spec=f"TensorSpec({', '.join(spec)})",
-        normalised=tensor.identifier in axes,
-        axis=axes.get(tensor.identifier, 0),
-    )
-
-
-def _golden_test(manifest: Manifest, package: str, class_name: str, inputs: tuple[AppTensor, ...]) -> str:
-    return render(
-        "android",
-        "GoldenTest.kt.j2",
-        package=package,
-        class_name=class_name,
-        inputs=[_tensor(tensor, {}) for tensor in inputs],
-        vectors=[
-            {"inputs": [_stored(array) for array in given], "outputs": [_stored(array) for array in expected]}
-            for given, expected in golden_arrays(manifest)
-        ],
-        tolerance=repr(float(manifest.golden_tolerance)),
+        axis=axis,
     )
 
 

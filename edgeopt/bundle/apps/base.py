@@ -6,7 +6,6 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +26,11 @@ from edgeopt.types import (
 TEMPLATES = Path(__file__).parent.parent / "templates"
 
 Style = Literal["snake", "camel", "pascal"]
+
+#: Latin letters that are no letter with an accent, in the usual ASCII.
+_LETTERS = str.maketrans(
+    {"ß": "ss", "æ": "ae", "Æ": "Ae", "ø": "o", "Ø": "O", "œ": "oe", "Œ": "Oe", "ł": "l", "Ł": "L"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +115,7 @@ def identifier(name: str, style: Style, reserved: Collection[str] = (), fallback
 
     A digit in front gets `fallback` before it, and a keyword of the language (`reserved`) gets "_" behind it.
     """
-    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    plain = unicodedata.normalize("NFKD", name.translate(_LETTERS)).encode("ascii", "ignore").decode()
     words = re.findall(r"[A-Z]+(?![a-z])[0-9]*|[A-Z]?[a-z]+[0-9]*|[0-9]+", plain)
     if not words or words[0][0].isdigit():
         words = [fallback, *words]
@@ -142,11 +146,11 @@ def image_preprocessing(manifest: Manifest) -> ImagePreprocessing | None:
     return p if isinstance(p, ImagePreprocessing) and len(manifest.model.signature.inputs[0].shape) == 4 else None
 
 
-def resizes_columns_first() -> bool:
-    """Whether the Pillow that edgeopt prepares pictures with (on which the bundle was judged) changes the order of its
-    two passes: from 13 on it resizes columns first where the height shrinks, by more than twice as many pixels as the
-    width (`h - new_h > max(0, 2 * (w - new_w))`). Every pass rounds to 8 bits, so the order shows in the pixels."""
-    return int(version("pillow").partition(".")[0]) >= 13
+def resizes_columns_first(manifest: Manifest) -> bool:
+    """Whether the Pillow that prepared the pictures on which the bundle was judged changes the order of its two passes:
+    from 13 on it resizes columns first where the height shrinks, by more than twice as many pixels as the width
+    (`h - new_h > max(0, 2 * (w - new_w))`). Every pass rounds to 8 bits, so the order shows in the pixels."""
+    return int(manifest.tools["pillow"].partition(".")[0]) >= 13
 
 
 def audio_preprocessing(manifest: Manifest) -> AudioPreprocessing | None:

@@ -158,7 +158,7 @@ def _values(manifest: Manifest, model: str) -> dict[str, object]:
         "runner": IMPLEMENTATIONS[manifest.format],
         "inputs": [_tensor(tensor, array, is_input=True) for tensor in inputs],
         "outputs": [_tensor(tensor, array, is_input=False) for tensor in outputs],
-        "image": _image(image) if image else None,
+        "image": _image(image, columns_first=resizes_columns_first(manifest)) if image else None,
         "audio": _audio(audio, len(inputs[0].file_shape)) if audio else None,
         "text": [_field(field) for field in fields],
         "pair": text is not None and len(text.text_keys) > 1,
@@ -216,7 +216,7 @@ def _field(field: TextField) -> CppField:
     return CppField(field.tensor.identifier, CPP_TYPE[field.tensor.model_dtype], tokens, filler)
 
 
-def _image(p: ImagePreprocessing) -> dict[str, str]:
+def _image(p: ImagePreprocessing, *, columns_first: bool) -> dict[str, str]:
     sizes = (1, p.channels, p.height, p.width) if p.layout == "NCHW" else (1, p.height, p.width, p.channels)
     return {
         "width": str(p.width),
@@ -225,7 +225,7 @@ def _image(p: ImagePreprocessing) -> dict[str, str]:
         "crop_fraction": repr(p.crop_fraction or 0.0),
         "resize_shorter": str(p.resize_shorter or 0),
         "filter": f"k{p.interpolation.capitalize()}",
-        "columns_first": str(resizes_columns_first()).lower(),
+        "columns_first": str(columns_first).lower(),
         "channels_last": str(p.layout == "NHWC").lower(),
         "rescale": _float(p.rescale),
         "mean": _braces(list(map(_float, p.mean))),

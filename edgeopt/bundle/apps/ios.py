@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from edgeopt.bundle.apps.base import AppTensor, float32_text, identifier, render, scores_output, tensors, words
+from edgeopt.bundle.apps.base import AppTensor, float32_text, identifier, render, tensors, words
 from edgeopt.bundle.apps.mobile import (
-    ImageCode,
+    MobileTensor,
     TextCode,
     TokenField,
-    array_code,
-    audio_code,
     comment,
-    golden_arrays,
+    golden_values,
     image_code,
+    model_values,
     sizes,
     text_code,
     title,
@@ -62,10 +61,11 @@ CASTS = {
     "Int64": "$0",
     "Bool": "$0 != 0",
 }
-TOKENS: dict[TokenField, str] = {
-    "id": "padded(ids, padID)",
-    "mask": "padded(ids.map { _ in 1 }, 0)",
-    "type": "padded(types, 0)",
+#: The numbers of a text, and what pads them, as [Int64].
+TOKENS: dict[TokenField, tuple[str, str]] = {
+    "id": ("ids", "padID"),
+    "mask": ("[Int64](repeating: 1, count: ids.count)", "0"),
+    "type": ("types", "0"),
 }
 #: Types of the file that the runtime's Swift or Objective-C classes have.
 SUPPORTED: dict[Format, frozenset[str]] = {
@@ -127,20 +127,6 @@ DEPENDENCIES: dict[Format, Dependency] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class SwiftTensor:
-    """One input or output in Swift's words. `normalised`: an array preprocessing is for it, along `axis`."""
-
-    identifier: str
-    position: int
-    comment: str
-    element: str
-    decoder: str
-    spec: str
-    normalised: bool = False
-    axis: int = 0
-
-
 def files(manifest: Manifest) -> Mapping[str, str]:
     """Path in ios/ -> text; nothing where the runtime's classes for Swift lack the type of a tensor."""
     signature = manifest.model.signature
@@ -154,14 +140,21 @@ def files(manifest: Manifest) -> Mapping[str, str]:
     image = image_code(manifest, inputs, float32_text)
     written = {
         "Package.swift": _package(manifest, module),
-        f"Sources/{module}/{class_name}.swift": _model(manifest, class_name, image, inputs, outputs),
+        f"Sources/{module}/{class_name}.swift": _model(manifest, class_name, inputs, outputs),
         f"Sources/{module}/Tensors.swift": render("ios", "Tensors.swift.j2"),
         f"Sources/{module}/Runner.swift": render("ios", f"Runner_{manifest.format}.swift.j2"),
     }
     if image is not None:
-        written[f"Sources/{module}/Pixels.swift"] = render("ios", "Pixels.swift.j2")
+        written[f"Sources/{module}/Pixels.swift"] = render("ios", "Pixels.swift.j2", columns_first=image.columns_first)
     if manifest.golden:
-        written[f"Tests/{module}Tests/GoldenTests.swift"] = _golden_tests(manifest, module, class_name, inputs)
+        written[f"Tests/{module}Tests/GoldenTests.swift"] = render(
+            "ios",
+            "GoldenTests.swift.j2",
+            module=module,
+            model_text=swift_string(manifest.model.file),
+            labels=bool(manifest.labels),
+            **golden_values(manifest, class_name, inputs, _tensor, _stored),
+        )
     return written
 
 
@@ -208,34 +201,15 @@ def _package(manifest: Manifest, module: str) -> str:
     )
 
 
-def _model(
-    manifest: Manifest,
-    class_name: str,
-    image: ImageCode | None,
-    inputs: tuple[AppTensor, ...],
-    outputs: tuple[AppTensor, ...],
-) -> str:
+def _model(manifest: Manifest, class_name: str, inputs: tuple[AppTensor, ...], outputs: tuple[AppTensor, ...]) -> str:
     text = text_code(manifest, inputs)
-    array = array_code(manifest, inputs, float32_text)
-    scores = scores_output(manifest, outputs)
-    taken = [_tensor(tensor, {} if array is None else array.axes) for tensor in inputs]
     return render(
         "ios",
         "Model.swift.j2",
-        title=title(manifest),
-        class_name=class_name,
         model_file=manifest.model.file,
-        inputs=taken,
-        parameters=", ".join(f"{tensor.identifier}: Tensor<{tensor.element}>" for tensor in taken),
-        outputs=[_tensor(tensor, {}) for tensor in outputs],
-        labels=bool(manifest.labels),
         threads=DEPENDENCIES[manifest.format].takes_threads,
-        scores=scores if scores is not None and scores.is_float else None,
-        image=image,
-        audio=audio_code(manifest, inputs, float32_text),
-        array=array,
-        text=text,
         token_arrays=[] if text is None else _token_arrays(text),
+        **model_values(manifest, class_name, inputs, outputs, float32_text, _tensor),
     )
 
 
@@ -243,13 +217,15 @@ def _token_arrays(text: TextCode) -> list[dict[str, str]]:
     """For each input, what fills it."""
     made = []
     for field, tensor in text.fields:
+        values, padding = TOKENS[field]
         element = ELEMENTS[tensor.model_dtype]
+        whole = f"padded({values}, {padding})" if text.pad_to else values
         cast = "" if element == "Int64" else f".map {{ {CASTS[element]} }}"
-        made.append({"identifier": tensor.identifier, "array": f"{TOKENS[field]}{cast}"})
+        made.append({"identifier": tensor.identifier, "array": f"{whole}{cast}"})
     return made
 
 
-def _tensor(tensor: AppTensor, axes: Mapping[str, int]) -> SwiftTensor:
+def _tensor(tensor: AppTensor, axis: int | None) -> MobileTensor:
     element = ELEMENTS[tensor.model_dtype]
     spec = [
         f"name: {swift_string(tensor.native_name)}",
@@ -260,32 +236,14 @@ def _tensor(tensor: AppTensor, axes: Mapping[str, int]) -> SwiftTensor:
         spec.append(f"permutation: [{sizes(tensor.permutation)}]")
     if tensor.scale is not None:
         spec += [f"scale: {float32_text(tensor.scale)}", f"zeroPoint: {tensor.zero_point}"]
-    return SwiftTensor(
+    return MobileTensor(
         identifier=tensor.identifier,
         position=tensor.position,
         comment=comment(tensor),
         element=element,
         decoder={"Float": "floats", "Bool": "booleans"}.get(element, "integers"),
         spec=f"TensorSpec({', '.join(spec)})",
-        normalised=tensor.identifier in axes,
-        axis=axes.get(tensor.identifier, 0),
-    )
-
-
-def _golden_tests(manifest: Manifest, module: str, class_name: str, inputs: tuple[AppTensor, ...]) -> str:
-    return render(
-        "ios",
-        "GoldenTests.swift.j2",
-        module=module,
-        class_name=class_name,
-        model_text=swift_string(manifest.model.file),
-        labels=bool(manifest.labels),
-        inputs=[_tensor(tensor, {}) for tensor in inputs],
-        vectors=[
-            {"inputs": [_stored(array) for array in given], "outputs": [_stored(array) for array in expected]}
-            for given, expected in golden_arrays(manifest)
-        ],
-        tolerance=repr(float(manifest.golden_tolerance)),
+        axis=axis,
     )
 
 

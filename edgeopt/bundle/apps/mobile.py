@@ -13,6 +13,8 @@ from edgeopt.bundle.apps.base import (
     audio_preprocessing,
     image_preprocessing,
     padded_length,
+    resizes_columns_first,
+    scores_output,
     text_fields,
     text_preprocessing,
 )
@@ -24,6 +26,31 @@ TOKEN_FIELDS: dict[str, TokenField] = {"input_ids": "id", "attention_mask": "mas
 
 
 @dataclass(frozen=True, slots=True)
+class MobileTensor:
+    """One input or output in a language's words.
+
+    Attributes:
+        element: the type of its numbers, or of an array of them. decoder: the function that reads it from the file.
+        spec: expression that makes its `TensorSpec`.
+        axis: of its channels, along which an array preprocessing is for it; None where none is.
+    """
+
+    identifier: str
+    position: int
+    comment: str
+    element: str
+    decoder: str
+    spec: str
+    axis: int | None
+
+
+#: A tensor, with the axis of its channels, in a language's words.
+Describe = Callable[[AppTensor, int | None], MobileTensor]
+#: A float32 as a language writes it.
+Number = Callable[[float], str]
+
+
+@dataclass(frozen=True, slots=True)
 class ImageCode:
     """The steps of an `ImagePreprocessing` with its numbers as source text.
 
@@ -32,6 +59,7 @@ class ImageCode:
         mean, std: one number per channel. rescale: the divisor.
         shape: of the model's tensor.
         planes: channels come first in it.
+        columns_first: see `resizes_columns_first`.
         takes_bytes: the model takes the pixels as they are.
     """
 
@@ -46,6 +74,7 @@ class ImageCode:
     std: str
     shape: str
     planes: bool
+    columns_first: bool
     takes_bytes: bool
 
 
@@ -62,8 +91,14 @@ class AudioCode:
 
 @dataclass(frozen=True, slots=True)
 class ArrayCode:
-    """An `ArrayPreprocessing`; numbers as source text. `axes`: the channel axis of each input that it is for."""
+    """An `ArrayPreprocessing`.
 
+    Attributes:
+        channels: how many numbers `mean` and `std` have. rescale, mean, std: as source text.
+        axes: the channel axis of each input that it is for.
+    """
+
+    channels: int
     rescale: str
     mean: str
     std: str
@@ -90,8 +125,56 @@ class TextCode:
         return frozenset(field for field, _ in self.fields)
 
 
-def image_code(manifest: Manifest, inputs: tuple[AppTensor, ...], number: Callable[[float], str]) -> ImageCode | None:
-    """`number` writes a float32 as the language does."""
+def model_values(
+    manifest: Manifest,
+    class_name: str,
+    inputs: tuple[AppTensor, ...],
+    outputs: tuple[AppTensor, ...],
+    number: Number,
+    describe: Describe,
+) -> dict[str, object]:
+    """What both languages' model templates speak of."""
+    array = array_code(manifest, inputs, number)
+    axes = {} if array is None else array.axes
+    scores = scores_output(manifest, outputs)
+    return {
+        "title": title(manifest),
+        "class_name": class_name,
+        "inputs": [describe(tensor, axes.get(tensor.identifier)) for tensor in inputs],
+        "outputs": [describe(tensor, None) for tensor in outputs],
+        "labels": bool(manifest.labels),
+        "scores": scores.identifier if scores is not None and scores.is_float else None,
+        "image": image_code(manifest, inputs, number),
+        "audio": audio_code(manifest, inputs, number),
+        "array": array,
+        "text": text_code(manifest, inputs),
+    }
+
+
+def golden_values(
+    manifest: Manifest,
+    class_name: str,
+    inputs: tuple[AppTensor, ...],
+    describe: Describe,
+    stored: Callable[[StoredArray], str],
+) -> dict[str, object]:
+    """What both languages' golden tests speak of; `stored` writes a file and its shape as arguments."""
+    signature = manifest.model.signature
+    return {
+        "class_name": class_name,
+        "inputs": [describe(tensor, None) for tensor in inputs],
+        "vectors": [
+            {
+                "inputs": [stored(vector.inputs[tensor.name]) for tensor in signature.inputs],
+                "outputs": [stored(vector.outputs[tensor.name]) for tensor in signature.outputs],
+            }
+            for vector in manifest.golden
+        ],
+        "tolerance": repr(float(manifest.golden_tolerance)),
+    }
+
+
+def image_code(manifest: Manifest, inputs: tuple[AppTensor, ...], number: Number) -> ImageCode | None:
     p = image_preprocessing(manifest)
     if p is None or not (inputs[0].is_float or inputs[0].model_dtype == "uint8"):
         return None
@@ -103,15 +186,16 @@ def image_code(manifest: Manifest, inputs: tuple[AppTensor, ...], number: Callab
         resize_shorter=p.resize_shorter,
         kernel=p.interpolation,
         rescale=number(p.rescale),
-        mean=_per_channel(p.mean, p, number),
-        std=_per_channel(p.std, p, number),
+        mean=_per_channel(p.mean, p.channels, number),
+        std=_per_channel(p.std, p.channels, number),
         shape=_image_shape(p),
         planes=p.layout == "NCHW",
+        columns_first=resizes_columns_first(manifest),
         takes_bytes=inputs[0].model_dtype == "uint8",
     )
 
 
-def audio_code(manifest: Manifest, inputs: tuple[AppTensor, ...], number: Callable[[float], str]) -> AudioCode | None:
+def audio_code(manifest: Manifest, inputs: tuple[AppTensor, ...], number: Number) -> AudioCode | None:
     p = audio_preprocessing(manifest)
     if p is None or not inputs[0].is_float:
         return None
@@ -119,18 +203,18 @@ def audio_code(manifest: Manifest, inputs: tuple[AppTensor, ...], number: Callab
     return AudioCode(p.sample_rate, p.num_samples, number(p.mean), number(p.std), sizes(shape))
 
 
-def array_code(manifest: Manifest, inputs: tuple[AppTensor, ...], number: Callable[[float], str]) -> ArrayCode | None:
+def array_code(manifest: Manifest, inputs: tuple[AppTensor, ...], number: Number) -> ArrayCode | None:
     p = array_preprocessing(manifest)
     if p is None:
         return None
-    several = max(len(p.mean), len(p.std)) > 1
+    channels = max(len(p.mean), len(p.std))
     axes = {
-        tensor.identifier: p.channel_axis % len(tensor.model_shape) if several else 0
+        tensor.identifier: p.channel_axis % max(1, len(tensor.model_shape))
         for tensor in inputs
-        if tensor.is_float and tensor.model_shape
+        if tensor.is_float and (channels == 1 or tensor.model_shape)
     }
-    mean, std = (", ".join(number(value) for value in values) for values in (p.mean, p.std))
-    return ArrayCode(number(p.rescale), mean, std, axes) if axes else None
+    mean, std = (_per_channel(values, channels, number) for values in (p.mean, p.std))
+    return ArrayCode(channels, number(p.rescale), mean, std, axes) if axes else None
 
 
 def text_code(manifest: Manifest, inputs: tuple[AppTensor, ...]) -> TextCode | None:
@@ -159,18 +243,6 @@ def title(manifest: Manifest) -> str:
     return f"{_ascii(manifest.name)} for {_ascii(manifest.target)}: {manifest.format}, {manifest.precision}"
 
 
-def golden_arrays(manifest: Manifest) -> tuple[tuple[tuple[StoredArray, ...], tuple[StoredArray, ...]], ...]:
-    """(inputs, outputs) of every golden vector, in the order of the signature."""
-    signature = manifest.model.signature
-    return tuple(
-        (
-            tuple(vector.inputs[tensor.name] for tensor in signature.inputs),
-            tuple(vector.outputs[tensor.name] for tensor in signature.outputs),
-        )
-        for vector in manifest.golden
-    )
-
-
 def tool_version(manifest: Manifest, package: str) -> str | None:
     """The version of a Python package that the model was proven with, as it is published for other languages too:
     without the local part that a build adds ("1.5.1+cpu")."""
@@ -183,8 +255,8 @@ def uses_only(tensors: tuple[AppTensor, ...], supported: frozenset[str]) -> bool
     return all(tensor.file_dtype in supported for tensor in tensors)
 
 
-def _per_channel(values: tuple[float, ...], p: ImagePreprocessing, number: Callable[[float], str]) -> str:
-    every = values * p.channels if len(values) == 1 else values
+def _per_channel(values: tuple[float, ...], channels: int, number: Number) -> str:
+    every = values * channels if len(values) == 1 else values
     return ", ".join(number(value) for value in every)
 
 

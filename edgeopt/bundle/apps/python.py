@@ -94,7 +94,7 @@ def _values(manifest: Manifest) -> dict[str, object]:
     package = "openvino" if manifest.target_definition.accelerator == "openvino" else PYTHON_PACKAGE[manifest.format]
     known = manifest.tools.get(package)
     needed = ["NumPy", f"{package}=={known}" if known else package]
-    needed += ["Pillow"] if image else ["tokenizers"] if text else []
+    needed += [f"Pillow=={manifest.tools['pillow']}"] if image else ["tokenizers"] if text else []
     return {
         "title": f"The model {_string(manifest.name)[1:-1]} ({RUNTIME_TITLE[manifest.format]}, {manifest.precision})",
         "module": identifier(manifest.name, "snake", MODULE_NAMES, "model"),

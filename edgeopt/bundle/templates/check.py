@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import sys
 from collections.abc import Callable
@@ -45,6 +46,7 @@ def open_litert(path: Path, outputs: list[str]) -> Run:
 
 
 def open_onnx(path: Path, outputs: list[str]) -> Run:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # its packages for Linux would report usage from here on
     from onnxruntime import InferenceSession
 
     session = InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -123,7 +125,7 @@ def deviation(actual: Array, golden: Array) -> float:
         return 0.0
     finite = b[np.isfinite(b)]
     span = (finite.max() - finite.min() if finite.size > 1 else 0.0) or np.abs(finite).max(initial=0.0) or 1.0
-    largest = np.abs(a - b)[~same].max() / span
+    largest = np.abs(a[~same] - b[~same]).max() / span
     return float(largest) if np.isfinite(largest) else float("inf")
 
 

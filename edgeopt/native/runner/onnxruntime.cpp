@@ -5,6 +5,7 @@
 
 #include <onnxruntime_c_api.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -93,9 +94,14 @@ TensorInfo describe(const std::string& name, const OrtTypeInfo& info) {
   return describe(name, *tensor);
 }
 
+// ONNX Runtime's own builds for Linux begin a database of usage data below ~/.cache/Microsoft as the environment is
+// made, and send it from threads of their own. A user who has set the variable decides for himself.
+void opt_out_of_telemetry() { setenv("ORT_DISABLE_TELEMETRY", "1", /*overwrite=*/0); }
+
 class OnnxFile final : public Model {
  public:
   OnnxFile(const std::string& path, int threads) {
+    opt_out_of_telemetry();
     OrtEnv* environment = nullptr;
     check(api().CreateEnv(ORT_LOGGING_LEVEL_ERROR, "edgeopt", &environment), "start");
     environment_.reset(environment);

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from PIL import __version__ as pillow
 
 from edgeopt.bundle.apps import APPS, apps_for, write_apps
 from edgeopt.bundle.apps.base import (
@@ -14,6 +17,7 @@ from edgeopt.bundle.apps.base import (
     identifiers,
     image_preprocessing,
     padded_length,
+    resizes_columns_first,
     scores_output,
     tensors,
     text_fields,
@@ -59,7 +63,7 @@ def manifest(
         golden_tolerance=0.05,
         history=(),
         source_sha256="0" * 64,
-        tools={},
+        tools={"pillow": "13.0.0"},
         target_definition=loaded,
         files={},
     )
@@ -103,6 +107,7 @@ def test_apps_are_written_into_their_folders(tmp_path: Path) -> None:
         ("日本", "model", "model", "Model"),
         ("", "model", "model", "Model"),
         ("é-a", "e_a", "eA", "EA"),
+        ("größe", "grosse", "grosse", "Grosse"),
         ("class", "class_", "class_", "Class"),
     ],
 )
@@ -176,3 +181,22 @@ def test_which_output_has_the_scores() -> None:
         made = manifest(outputs=(maps, scores), labels=labels)
         found = scores_output(made, tensors(made.model.signature.outputs, "snake", (), "output"))
         assert (found.position if found else None) == expected
+
+
+def test_the_order_of_pillows_two_passes_is_the_installed_ones() -> None:
+    """Either order can be had from Pillow itself by resizing twice. Near the limit of the rule, and far from it."""
+    assert resizes_columns_first(replace(manifest(), tools={"pillow": "13.0.0"}))
+    assert not resizes_columns_first(replace(manifest(), tools={"pillow": "12.1.0"}))
+    may_change = resizes_columns_first(replace(manifest(), tools={"pillow": pillow}))
+    random = np.random.default_rng(0)
+    for k in range(300):
+        width, height, new_width, new_height = (int(n) for n in random.integers(2, 120, 4))
+        if k % 2:
+            new_width = max(1, width - int(random.integers(-15, 25)))
+            new_height = max(1, height - 2 * (width - new_width) + int(random.integers(-1, 2)))
+        picture = Image.fromarray(random.integers(0, 256, (height, width, 3)).astype(np.uint8))
+        kernel = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)[k % 3]
+        columns_first = may_change and height - new_height > max(0, 2 * (width - new_width))
+        first = (width, new_height) if columns_first else (new_width, height)
+        twice = picture.resize(first, kernel).resize((new_width, new_height), kernel)
+        assert picture.resize((new_width, new_height), kernel).tobytes() == twice.tobytes(), (picture.size, twice.size)

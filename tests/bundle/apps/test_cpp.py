@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edgeopt.bundle.apps import cpp
-from edgeopt.bundle.apps.base import TEMPLATES
 from edgeopt.bundle.manifest import Manifest, ModelFile, StoredArray, StoredVector
-from edgeopt.datasets.image import ImageTransform
 from edgeopt.native import RUNNER
-from edgeopt.runtimes.base import decode, encode
 from edgeopt.targets import load_target
 from edgeopt.types import (
     ArrayPreprocessing,
@@ -26,7 +23,6 @@ from edgeopt.types import (
     QuantParams,
     Signature,
     SignatureTensor,
-    TensorSpec,
     TextPreprocessing,
 )
 
@@ -75,7 +71,7 @@ def manifest(
         golden_tolerance=0.05,
         history=(),
         source_sha256="0" * 64,
-        tools={},
+        tools={"pillow": "13.0.0"},
         target_definition=loaded,
         files={},
     )
@@ -134,7 +130,7 @@ CASES = {
         name='7 "net"\n??/ \\',
         target="android-executorch-int8",
     ),
-    "time": manifest((), (SCORES,), name="time"),
+    "none": manifest((), (SCORES,)),
 }
 
 
@@ -160,30 +156,26 @@ def test_is_deterministic_and_plain(name: str) -> None:
     assert all(text.isascii() and text.endswith("\n") for text in generated)
 
 
+@pytest.mark.e2e
 @needs_compiler
 def test_models_compile(tmp_path: Path) -> None:
     """All in one unit, which also proves that one program can have several models of one runtime."""
     stems = []
-    for k, (case, made) in enumerate(CASES.items()):
-        stems.append((k, write(tmp_path / str(k), replace(made, name=f"{made.name} {case}"))))
+    models = [replace(made, name=f"{made.name} {case}") for case, made in CASES.items()]
+    # `time` is a function of C, and edgeopt_model.hpp is guarded by EDGEOPT_MODEL_HPP_.
+    models += [replace(CASES["none"], name=name) for name in ("time", "model")]
+    for k, made in enumerate(models):
+        stems.append((k, write(tmp_path / str(k), made)))
     everything = tmp_path / "everything.cpp"
-    everything.write_text("".join(f'#include "{k}/{stem}.cpp"\n' for k, stem in stems))
+    everything.write_text("#include <ctime>\n" + "".join(f'#include "{k}/{stem}.cpp"\n' for k, stem in stems))
     compile_("-fsyntax-only", everything)
 
 
+@pytest.mark.e2e
 @needs_compiler
-@pytest.mark.parametrize("case", ["odd names", "text"])
-def test_golden_tests_compile(tmp_path: Path, case: str) -> None:
-    write(tmp_path, CASES[case])
+def test_golden_test_compiles_for_odd_names(tmp_path: Path) -> None:
+    write(tmp_path, CASES["odd names"])
     compile_("-fsyntax-only", tmp_path / "golden_test.cpp")
-
-
-@needs_compiler
-@pytest.mark.parametrize("name", ["time", "model"])
-def test_names_that_are_taken_elsewhere(tmp_path: Path, name: str) -> None:
-    """`time` is a function of C, and edgeopt_model.hpp is guarded by EDGEOPT_MODEL_HPP_."""
-    stem = write(tmp_path, replace(CASES["time"], name=name))
-    compile_("-fsyntax-only", "-include", "ctime", tmp_path / f"{stem}.cpp")
 
 
 def test_the_runner_comes_along() -> None:
@@ -220,6 +212,7 @@ std::unique_ptr<Model> Model::open(const std::string& path, int) {
 """
 
 
+@pytest.mark.e2e
 @needs_compiler
 def test_golden_test_runs(tmp_path: Path) -> None:
     """Found by name in whatever order the file has them, through permutation and quantization and back."""
@@ -227,10 +220,9 @@ def test_golden_test_runs(tmp_path: Path) -> None:
     second = SignatureTensor("second", "second", (2, "n"), "int16", "float32", (1, 0), QuantParams((0.25,), (-7,)))
     made = manifest((first, second), (second, first), preprocessing=IMAGE)
     stem = write(tmp_path / "cpp", made)
-    (tmp_path / "echo.cpp").write_text(ECHO)
+    (tmp_path / "all.cpp").write_text(f'#include "{stem}.cpp"\n#include "golden_test.cpp"\n{ECHO}')
     program = tmp_path / "golden_test"
-    sources = (tmp_path / "cpp" / f"{stem}.cpp", tmp_path / "cpp" / "golden_test.cpp", tmp_path / "echo.cpp")
-    compile_("-I", tmp_path / "cpp", *sources, "-o", program)
+    compile_("-I", tmp_path / "cpp", tmp_path / "all.cpp", "-o", program)
 
     random = np.random.default_rng(0)
     vector = made.golden[0]
@@ -266,9 +258,9 @@ def test_golden_test_runs(tmp_path: Path) -> None:
 
 PREPARE = """
 #include <cstdio>
-#include "text/text.hpp"
-#include "sound/sound.hpp"
-#include "numbers/numbers.hpp"
+#include "text/text.cpp"
+#include "sound/sound.cpp"
+#include "numbers/numbers.cpp"
 using namespace edgeopt;
 template <typename T> void print(const Array<T>& array) {
   for (auto size : array.shape) std::printf("%d ", static_cast<int>(size));
@@ -303,6 +295,7 @@ int main() {
 """
 
 
+@pytest.mark.e2e
 @needs_compiler
 def test_texts_sounds_and_arrays_are_prepared(tmp_path: Path) -> None:
     ids = tuple(replace(IDS, name=name) for name in ("input_ids", "attention_mask", "token_type_ids"))
@@ -316,11 +309,8 @@ def test_texts_sounds_and_arrays_are_prepared(tmp_path: Path) -> None:
         manifest((x, n), (SCORES,), name="numbers", preprocessing=array),
     ):
         write(tmp_path / made.name, made)
-    (tmp_path / "main.cpp").write_text(PREPARE)
-    (tmp_path / "echo.cpp").write_text(ECHO)
-    models = [tmp_path / name / f"{name}.cpp" for name in ("text", "sound", "numbers")]
-    sources = (tmp_path / "main.cpp", tmp_path / "echo.cpp", *models)
-    compile_("-I", tmp_path, "-I", tmp_path / "text", *sources, "-o", tmp_path / "main")
+    (tmp_path / "main.cpp").write_text(PREPARE + ECHO)
+    compile_("-I", tmp_path, "-I", tmp_path / "text", tmp_path / "main.cpp", "-o", tmp_path / "main")
     done = subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=True)
     assert [line.strip() for line in done.stdout.splitlines()] == [
         "1 4 | 9 | 9 | 7 | 8",
@@ -335,190 +325,3 @@ def test_texts_sounds_and_arrays_are_prepared(tmp_path: Path) -> None:
         "0 a 1",
         '1 b" nan',
     ]
-
-
-HARNESS = """
-// Encodes and decodes arrays, and prepares pictures, as the lines on stdin say.
-#include <cstdio>
-#include <cstring>
-#include <iostream>
-#include <sstream>
-#include "edgeopt_image.hpp"
-#include "edgeopt_values.hpp"
-using namespace edgeopt;
-
-template <typename T> void read(std::vector<T>& to) {
-  std::cin.read(reinterpret_cast<char*>(to.data()), static_cast<std::streamsize>(to.size() * sizeof(T)));
-}
-template <typename T> void write(const T* from, std::size_t count) {
-  std::cout.write(reinterpret_cast<const char*>(from), static_cast<std::streamsize>(count * sizeof(T)));
-}
-
-template <typename T> void convert(const Mapping& mapping, const Shape& shape) {
-  Array<T> array(shape);
-  read(array.values);
-  const Tensor tensor = encode(array, mapping);
-  write(tensor.data.data(), tensor.data.size());
-  const Array<T> back = decode<T>(tensor, mapping);
-  write(back.values.data(), back.values.size());
-}
-
-void array(std::istream& words) {
-  int file, model, rank, quantized;
-  Mapping m{"x", DType::kFloat32, DType::kFloat32, {}, {}, false, 1.0f, 0};
-  Shape shape;
-  words >> file >> model >> quantized >> m.scale >> m.zero_point >> rank;
-  m.file_dtype = static_cast<DType>(file);
-  m.model_dtype = static_cast<DType>(model);
-  m.quantized = quantized != 0;
-  for (int k = 0, size; k < rank; ++k) { words >> size; shape.push_back(size); }
-  for (int k = 0, axis; k < rank; ++k) {
-    words >> axis;
-    m.permutation.push_back(axis);
-    m.file_shape.push_back(k ? shape[static_cast<std::size_t>(axis)] : kFree);
-  }
-  switch (m.model_dtype) {
-    case DType::kFloat32:
-    case DType::kFloat16: return convert<float>(m, shape);
-    case DType::kInt8: return convert<std::int8_t>(m, shape);
-    case DType::kInt16: return convert<std::int16_t>(m, shape);
-    case DType::kInt32: return convert<std::int32_t>(m, shape);
-    case DType::kInt64: return convert<std::int64_t>(m, shape);
-    default: return convert<std::uint8_t>(m, shape);
-  }
-}
-
-void picture(std::istream& words) {
-  int width, height, channels, filter, columns_first, last;
-  ImageSteps s{0, 0, 0, 0, 0, Filter::kNearest, false, false, 1.0f, {0.485f}, {0.229f}};
-  words >> width >> height >> channels >> s.width >> s.height >> s.channels >> s.crop_fraction >> s.resize_shorter >>
-      filter >> columns_first >> last >> s.rescale;
-  s.filter = static_cast<Filter>(filter);
-  s.columns_first = columns_first != 0;
-  s.channels_last = last != 0;
-  if (s.channels == 3) s.std = {0.229f, 0.224f, 0.225f};
-  // Rows with a gap between them, as bitmaps have them.
-  const auto used = static_cast<std::size_t>(width * channels), rows = static_cast<std::size_t>(height);
-  std::vector<std::uint8_t> packed(used * rows), padded((used + 5) * rows);
-  read(packed);
-  for (std::size_t y = 0; y < rows; ++y) std::memcpy(&padded[y * (used + 5)], &packed[y * used], used);
-  const auto numbers = numbers_of(Picture{padded.data(), width, height, channels, used + 5}, s);
-  write(numbers.data(), numbers.size());
-}
-
-int main() {
-  std::string line;
-  while (std::getline(std::cin, line)) {
-    std::istringstream words(line);
-    std::string kind;
-    words >> kind;
-    kind == "array" ? array(words) : picture(words);
-  }
-}
-"""
-DTYPES: tuple[DType, ...] = ("float32", "float16", "int8", "uint8", "int16", "int32", "int64", "bool")
-FILTERS = ("nearest", "bilinear", "bicubic", "lanczos")
-
-
-@dataclass(frozen=True)
-class Harness:
-    program: Path
-
-    def __call__(self, jobs: list[bytes]) -> bytes:
-        return subprocess.run([self.program], input=b"".join(jobs), stdout=subprocess.PIPE, check=True).stdout
-
-
-@pytest.fixture(scope="module")
-def harness(tmp_path_factory: pytest.TempPathFactory) -> Harness:
-    if COMPILER is None:
-        pytest.skip("no g++ on this machine")
-    folder = tmp_path_factory.mktemp("harness")
-    (folder / "harness.cpp").write_text(HARNESS)
-    compile_("-O1", "-I", TEMPLATES / "cpp", "-I", RUNNER, folder / "harness.cpp", "-o", folder / "harness")
-    return Harness(folder / "harness")
-
-
-def test_arrays_are_encoded_and_decoded_as_by_edgeopt(harness: Harness) -> None:
-    random = np.random.default_rng(0)
-    quantized = QuantParams((0.037,), (5,))
-    cases: list[tuple[DType, DType, QuantParams | None]] = [(dtype, dtype, None) for dtype in DTYPES]
-    cases += [("float16", "float32", None), ("float32", "float16", None), ("int32", "int64", None)]
-    cases += [(dtype, "float32", quantized) for dtype in ("int8", "uint8", "int16")]
-    cases += [("int8", "float16", quantized)]
-    jobs, expected = [], []
-    for file_dtype, model_dtype, params in cases:
-        shape, permutation = ((2, 3, 4, 5), (0, 2, 3, 1)) if model_dtype != "int8" else ((4, 3, 2), (2, 0, 1))
-        sizes = tuple(shape[axis] for axis in permutation)
-        tensor = SignatureTensor("x", "x", sizes, file_dtype, model_dtype, permutation, params)
-        if model_dtype in ("float32", "float16"):
-            array = random.normal(scale=3, size=shape).astype(np.float32)
-            special = [0.0, -0.0, np.inf, -np.inf, 65519.0, 65520.0, 1e-8, 6e-8, 5.9e-5, 6.2e-5, 0.0185, 0.0555, -7e4]
-            array.flat[: len(special)] = special
-            with np.errstate(over="ignore"):
-                given = array.astype(model_dtype)
-        else:
-            info = np.iinfo("uint8" if model_dtype == "bool" else file_dtype)
-            array = random.integers(info.min, info.max, shape, endpoint=True)
-            array = given = (array > 127 if model_dtype == "bool" else array).astype(model_dtype)
-        with np.errstate(over="ignore"):
-            stored = encode(given, tensor)
-            back = decode(stored, tensor)
-        expected.append((stored.tobytes(), back.astype(np.float32 if back.dtype.kind == "f" else back.dtype).tobytes()))
-        scale, zero = (params.scale[0], params.zero_point[0]) if params else (1.0, 0)
-        numbers = [
-            DTYPES.index(file_dtype),
-            DTYPES.index(model_dtype),
-            int(params is not None),
-            scale,
-            zero,
-            len(shape),
-        ]
-        words = " ".join(map(str, [*numbers, *shape, *permutation]))
-        jobs.append(f"array {words}\n".encode() + array.tobytes())
-    got = harness(jobs)
-    for case, parts in zip(cases, expected, strict=True):
-        for kind, part in zip(("encoded", "decoded"), parts, strict=True):
-            assert got[: len(part)] == part, (case, kind)
-            got = got[len(part) :]
-    assert not got
-
-
-def test_pictures_are_prepared_as_by_edgeopt(harness: Harness) -> None:
-    """To the bit: every filter, up and down, crops, grey from RGB(A) and back, both layouts."""
-    random = np.random.default_rng(1)
-    jobs, expected = [], []
-    for k in range(160):
-        width, height = (int(n) for n in random.integers(1, (40, 200, 500)[k % 3], 2))
-        channels = int(random.choice((1, 3, 4)))
-        filter_ = FILTERS[k % 4]
-        wide, high = (int(n) for n in random.integers(1, 120, 2))
-        fraction = (None, 0.875, 1.0, float(random.uniform(0.05, 1)))[int(random.integers(4))]
-        elongated = max(width, height) > 10 * min(width, height)
-        shorter = None if elongated or k % 5 < 3 else max(wide, high) + int(random.integers(2)) * 17
-        p = ImagePreprocessing(
-            height=high,
-            width=wide,
-            channels=1 if k % 3 == 0 else 3,
-            crop_fraction=fraction,
-            resize_shorter=shorter,
-            interpolation=filter_,
-            rescale=(1.0, 255.0, 127.5)[k % 3],
-            mean=(0.485,),
-            std=(0.229,) if k % 3 == 0 else (0.229, 0.224, 0.225),
-            layout="NHWC" if k % 2 else "NCHW",
-        )
-        shape = (1, high, wide, p.channels) if p.layout == "NHWC" else (1, p.channels, high, wide)
-        noise = random.integers(0, 256, (height, width, channels)).astype(np.uint8)
-        pixels = noise if k % 7 else (noise // 128 * 255).astype(np.uint8)  # black and white overshoot most
-        made = ImageTransform(p, (TensorSpec("x", shape, "float32"),))(pixels if channels > 1 else pixels[:, :, 0], "x")
-        assert made is not None
-        expected.append((p, (width, height, channels), made["x"]))
-        steps = cpp._image(p)
-        numbers = [width, height, channels, wide, high, p.channels, fraction or 0, shorter or 0, FILTERS.index(filter_)]
-        numbers += [int(steps["columns_first"] == "true"), int(p.layout == "NHWC"), p.rescale]
-        jobs.append(f"picture {' '.join(map(str, numbers))}\n".encode() + pixels.tobytes())
-    got = np.frombuffer(harness(jobs), np.float32)
-    for p, size, wanted in expected:
-        assert np.array_equal(got[: wanted.size].reshape(wanted.shape), wanted), (p, size)
-        got = got[wanted.size :]
-    assert not got.size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -76,7 +77,7 @@ def manifest(
         golden_tolerance=0.05,
         history=(),
         source_sha256="0" * 64,
-        tools={},
+        tools={"pillow": "13.0.0"},
         target_definition=TARGET,
         files={},
     )
@@ -284,3 +285,28 @@ def test_runs(tmp_path: Path, target: str, option: dict[str, int]) -> None:
     module = load(tmp_path, replace(made, target_definition=load_target(target)))
     output = module.Net(**option).run(module.preprocess(Image.new("RGB", (9, 5), (10, 30, 20))))
     assert module.top(output) == [("green", 30.0), ("blue", 20.0), ("red", 10.0)]
+
+
+def test_an_import_leaves_nothing_in_a_bundle(tmp_path: Path) -> None:
+    """A bundle with more files than its manifest lists is refused; elsewhere Python may cache what it likes."""
+    (tmp_path / "python").mkdir()
+    for name, text in python.files(manifest((tensor("x", (1,)),))).items():
+        (tmp_path / "python" / name).write_text(text.replace("import onnxruntime\n", "import no_such_runtime\n"))
+
+    def left_by_an_import() -> bool:
+        environment = {"PYTHONPATH": str(tmp_path / "python")}
+        done = subprocess.run([sys.executable, "-c", "import net"], capture_output=True, env=environment, check=False)
+        assert b"no_such_runtime" in done.stderr  # not even where the import fails
+        return (tmp_path / "python" / "__pycache__").exists()
+
+    assert left_by_an_import()
+    (tmp_path / "manifest.json").write_text("{}")
+    assert not left_by_an_import()
+
+
+def test_onnxruntime_is_kept_from_reporting() -> None:
+    made = manifest((tensor("x", (1,)),))
+    module = python.files(made)["net.py"]
+    assert module.index('os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")') < module.index("import onnxruntime")
+    other = replace(made, target_definition=load_target("android-int8"), format="litert")
+    assert "ORT_" not in python.files(other)["net.py"]

@@ -67,16 +67,17 @@ inline std::uint8_t grey(const std::uint8_t* rgb) {
   return static_cast<std::uint8_t>((rgb[0] * 19595u + rgb[1] * 38470u + rgb[2] * 7471u + 0x8000u) >> 16);
 }
 
-// A part of the picture in the model's number of channels.
+// A part of the picture in the model's number of channels; what lies outside of it is black.
 inline Pixels cut(const Picture& picture, int left, int top, int width, int height, int channels) {
   Pixels out(width, height, channels);
   const auto step = static_cast<std::size_t>(picture.channels);
   const std::size_t row_bytes = picture.row_bytes ? picture.row_bytes : static_cast<std::size_t>(picture.width) * step;
-  for (int y = 0; y < height; ++y) {
+  const int first = std::max(0, -left), last = std::min(width, picture.width - left);
+  for (int y = std::max(0, -top); y < std::min(height, picture.height - top); ++y) {
     const std::uint8_t* row = picture.pixels + static_cast<std::size_t>(top + y) * row_bytes;
-    const std::uint8_t* from = row + static_cast<std::size_t>(left) * step;
-    std::uint8_t* to = out.at(y);
-    for (int x = 0; x < width; ++x, from += step) {
+    const std::uint8_t* from = row + static_cast<std::size_t>(left + first) * step;
+    std::uint8_t* to = out.at(y) + static_cast<std::size_t>(first) * static_cast<std::size_t>(channels);
+    for (int x = first; x < last; ++x, from += step) {
       if (channels == 1) {
         *to++ = picture.channels == 1 ? *from : grey(from);
       } else {

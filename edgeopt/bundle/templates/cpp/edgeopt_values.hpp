@@ -108,7 +108,8 @@ template <typename Stored>
 Stored quantized(float value, float scale, std::int32_t zero_point) {
   using Limits = std::numeric_limits<Stored>;
   const float scaled = std::nearbyint(value / scale) + static_cast<float>(zero_point);  // half to even
-  if (!(scaled > static_cast<float>(Limits::min()))) return Limits::min();
+  if (std::isnan(scaled)) return 0;
+  if (scaled <= static_cast<float>(Limits::min())) return Limits::min();
   return scaled < static_cast<float>(Limits::max()) ? static_cast<Stored>(scaled) : Limits::max();
 }
 

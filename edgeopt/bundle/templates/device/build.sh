@@ -15,26 +15,28 @@ usage: [CXX=COMPILER] sh build.sh --libraries DIR [--include DIR]... [--define N
 Then: device/check --runner DIR/edgeopt-runner
 END
 }
-flags='' libraries='' output='' machine=$(${CXX:-c++} -dumpmachine)
-while [ $# -gt 0 ]; do
+libraries='' output='' machine=$(${CXX:-c++} -dumpmachine)
+left=$#
+while [ $left -gt 0 ]; do # the compiler's flags gather behind the words that are still to be read
     case $1 in
         --help | -h) usage; exit 0 ;;
         --libraries | --include | --define | --output)
-            [ $# -gt 1 ] || { echo "error: $1 lacks its value" >&2; exit 2; }
+            [ $left -gt 1 ] || { echo "error: $1 lacks its value" >&2; exit 2; }
             case $1 in
                 --libraries) libraries=$2 ;;
-                --include) flags="$flags -I $2" ;;
-                --define) flags="$flags -D $2" ;;
+                --include) set -- "$@" -I "$2" ;;
+                --define) set -- "$@" -D "$2" ;;
                 --output) output=$2 ;;
             esac
-            shift 2 ;;
+            shift 2
+            left=$((left - 2)) ;;
         *) usage >&2; exit 2 ;;
     esac
 done
 [ "$libraries" ] || { usage >&2; exit 2; }
 output=${output:-./edgeopt-runner-$machine}
 case $machine in
-    *android*) flags="$flags -static-libstdc++" ;; # devices have no shared one for programs
+    *android*) set -- "$@" -static-libstdc++ ;; # devices have no shared one for programs
 esac
 mkdir -p "$output"
 for pattern in @PATTERNS@; do
@@ -42,14 +44,17 @@ for pattern in @PATTERNS@; do
         [ -f "$library" ] && cp -L "$library" "$output/"
     done
 done
-set -- "$output"/lib*.so*
-[ -f "$1" ] || { echo "error: $libraries has none of @LIBRARIES@" >&2; exit 3; }
+found=$(find "$output" -name 'lib*.so*' | head -n 1)
+[ "$found" ] || { echo "error: $libraries has none of @LIBRARIES@" >&2; exit 3; }
+# What the runner shares with the C++ app is there, where the bundle has one.
+app=$here/../../cpp
+[ -f "$here/@SOURCE@" ] || set -- "$@" -I "$app" "$app/@SOURCE@"
 # Kernels and backends register themselves as they are loaded: the linker must keep those that nothing calls.
-# shellcheck disable=SC2086 # flags are words
-${CXX:-c++} -std=c++17 -O2 $flags "$here"/*.cpp -Wl,--no-as-needed "$@" -Wl,-rpath,'$ORIGIN' -o "$output/edgeopt-runner"
+${CXX:-c++} -std=c++17 -O2 "$@" "$here"/*.cpp -Wl,--no-as-needed "$output"/lib*.so* -Wl,-rpath,'$ORIGIN' \
+    -o "$output/edgeopt-runner"
 # The program looks for its library by the name that is in the library, not by that of the file.
 soname='@SONAME@'
 if [ "$soname" ] && grep -q "$soname" "$output/edgeopt-runner" && [ ! -f "$output/$soname" ]; then
-    mv "$1" "$output/$soname"
+    mv "$found" "$output/$soname"
 fi
 echo "$output/edgeopt-runner"

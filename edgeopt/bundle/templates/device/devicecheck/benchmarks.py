@@ -31,9 +31,10 @@ class Benchmark(Program):
 
 
 class LiteRTBenchmark(Benchmark):
-    """`benchmark_model` of LiteRT and TensorFlow Lite. Newer ones write outputs, older ones ignore that flag's effect.
+    """`benchmark_model` of LiteRT and TensorFlow Lite; newer ones write outputs.
 
-    Flags: tensorflow/lite/tools/benchmark/README.md.
+    Flags: tensorflow/lite/tools/benchmark/README.md. It takes and gives tensors by position, whatever their names, and
+    a file's order need not be the signature's: with several inputs or outputs, the outputs are not compared.
     """
 
     programs = ("benchmark_model", "android_aarch64_benchmark_model", "linux_aarch64_benchmark_model")
@@ -69,14 +70,13 @@ class LiteRTBenchmark(Benchmark):
         )
 
     def _outputs(self, vector: Vector) -> tuple[bytes, ...] | None:
-        """The file has all outputs one after the other; None where this version wrote none."""
-        listing = self.workspace.device.call("digest", f"{self.workspace.path}/out/all").text.split()
-        sizes = [stored.size_bytes for stored in vector.outputs]
-        if len(listing) != 2 or listing[1] != str(sum(sizes)):
+        """The file's one output; None where this version wrote none, or where it isn't clear which is which."""
+        if len(vector.inputs) != 1 or len(vector.outputs) != 1:
             return None
-        raw = self.workspace.get("out/all")
-        ends = [sum(sizes[: k + 1]) for k in range(len(sizes))]
-        return tuple(raw[end - size : end] for end, size in zip(ends, sizes))
+        listing = self.workspace.device.call("digest", f"{self.workspace.path}/out/all").text.split()
+        if len(listing) != 2 or listing[1] != str(vector.outputs[0].size_bytes):
+            return None
+        return (self.workspace.get("out/all"),)
 
 
 class ExecuTorchRunner(Benchmark):

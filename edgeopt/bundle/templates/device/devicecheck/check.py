@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from . import conditions, figures
 from .contents import read
 from .device import Device, Facts, Workspace
 from .errors import MISSING, CheckError
-from .programs import Figures, Program, find
+from .finding import find
 from .transport import connect
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from .conditions import State
     from .contents import Contents, Stored, Vector
+    from .programs import Figures, Program
 
 #: Beyond the files themselves, for outputs and what programs write.
 _SLACK_KB = 2048
@@ -53,7 +54,7 @@ class Difference:
     value: float
 
 
-@dataclass
+@dataclass(frozen=True)
 class Result:
     """What was found out. `differences` is None, with the reason in `not_checked`, where outputs can't be had."""
 
@@ -71,7 +72,7 @@ class Result:
     after: State
     throttling: tuple[str, ...]
     seconds: float
-    not_checked: list[tuple[str, str]] = field(default_factory=list)
+    not_checked: tuple[tuple[str, str], ...] = ()
 
 
 def check(
@@ -104,12 +105,9 @@ def check(
                 [workspace.put(stored.path, f"in/{k}-{i}") for i, stored in enumerate(vector.inputs)]
                 for k, vector in enumerate(contents.vectors)
             ]
-            result = _measure(contents, settings, facts, device, program, inputs, say)
+            return _measure(contents, settings, facts, device, program, inputs, started, say)
     finally:
         transport.close()
-    result.transport = transport.kind
-    result.seconds = time.monotonic() - started
-    return result
 
 
 def _check_space(contents: Contents, facts: Facts, name: str) -> None:
@@ -129,6 +127,7 @@ def _measure(
     device: Device,
     program: Program,
     inputs: list[list[str]],
+    started: float,
     say: Callable[[str], None],
 ) -> Result:
     before = conditions.look(device)
@@ -154,7 +153,7 @@ def _measure(
         not_checked.append(("peak_memory_bytes", f"{program.name} does not tell"))
     return Result(
         contents=contents,
-        transport="",
+        transport=device.transport.kind,
         facts=facts,
         program=program.name,
         version=program.version,
@@ -166,8 +165,8 @@ def _measure(
         before=before,
         after=after,
         throttling=(*conditions.capped(before), *conditions.throttling(before, after, timing.latencies_ms)),
-        seconds=0.0,
-        not_checked=not_checked,
+        seconds=time.monotonic() - started,
+        not_checked=tuple(not_checked),
     )
 
 
@@ -179,17 +178,17 @@ def _golden(
     mask: str,
     say: Callable[[str], None],
 ) -> tuple[tuple[Difference, ...] | None, float | None]:
-    """Every golden vector's differences, None where no outputs come; and the time of one inference, in ms."""
+    """Every golden vector's differences, None where no outputs come; and how long one inference took at most, in ms."""
     differences: list[Difference] = []
-    slowest = None
+    times: list[float] = []
     for number, vector in enumerate(contents.vectors):
         say(f"golden vector {number + 1} of {len(contents.vectors)}")
         found = program.run(vector, inputs[number], 0, 1, mask, settings.timeout)
-        slowest = max(found.latencies_ms or tuple(found.summary_ms.values()), default=None)
+        times += found.latencies_ms or found.summary_ms.values()
         if found.outputs is None:
-            return None, slowest
+            return None, max(times, default=None)
         differences += _compare(number, vector, found.outputs)
-    return tuple(differences), slowest
+    return tuple(differences), max(times, default=None)
 
 
 def _compare(number: int, vector: Vector, outputs: tuple[bytes, ...]) -> list[Difference]:

@@ -20,7 +20,7 @@ _BUNDLE = Path(__file__).resolve().parent.parent.parent
 _MOST_THREADS = 256
 _EPILOG = """exit codes: 0 all is well; 1 an output or a gate of the bundle failed; 2 wrong use, or the bundle is
 damaged; 3 a device, a tool or a program is missing or was lost, or outputs could not be checked; 4 the model can't be
-run there."""
+run there; 130 interrupted."""
 
 
 def main(words: list[str] | None = None) -> int:
@@ -41,10 +41,12 @@ def main(words: list[str] | None = None) -> int:
         runner=arguments.runner,
         benchmark=arguments.benchmark,
     )
+    output = arguments.output or _BUNDLE / report.NAME
     try:
+        report.check_place(output)
         result = check(_BUNDLE, settings, lambda step: print(step, file=sys.stderr, flush=True))
         document = report.document(result)
-        report.write(document, arguments.output or _BUNDLE / report.NAME)
+        report.write(document, output)
     except CheckError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.code
@@ -74,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--directory", metavar="DIR", help="where on the device; default /data/local/tmp (adb), $TMPDIR or /tmp (ssh)")
     add("--runner", metavar="FILE", type=Path, help="edgeopt-runner built for the device; libraries beside it go along")
     add("--benchmark", metavar="FILE", type=Path, help="the runtime's own benchmark program, built for the device")
-    add("--threads", metavar="N", type=_count(1, _MOST_THREADS), default=1)
+    add("--threads", metavar="N", type=_count(1, _MOST_THREADS), default=1, help="that the runtime uses; default 1")
     add("--cpus", metavar="LIST", default="big", help="big (default), little, all, or a list such as 4-7")
     add("--runs", metavar="N", type=_count(1, 100_000), help="timed runs; default: as many as fit into --seconds")
     add("--seconds", metavar="S", type=_count(1, 3600), default=5, help="how long to time; default 5")

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
 import shlex
 import signal
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import MISSING, CheckError
-from .transport import hostname
+from .transport import hostname, is_alive
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from .transport import Reply, Transport
 
 #: For whatever only looks around.
@@ -108,9 +112,13 @@ class Workspace:
 
     def __enter__(self) -> Workspace:
         self.swept = self._sweep()
-        reply = self.device.call("create", self.path, self._lease(QUICK_SECONDS))
+        try:
+            reply = self.device.call("create", self.path, self._lease(QUICK_SECONDS))
+        except KeyboardInterrupt:
+            with _uninterrupted():
+                self._remove()
+            raise
         if reply.code != 0:
-            self._remove()
             reason = _last(reply.errors)
             if "no space left" in reason.lower():
                 raise CheckError(f"no space left on {self._transport.name} in {self._transport.base}", MISSING)
@@ -121,17 +129,14 @@ class Workspace:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        # A second Ctrl-C must not keep the device from being cleaned up; the programs started here ignore it, too.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            self._remove()
+            with _uninterrupted():
+                self._remove()
         except CheckError as unclean:
             if not isinstance(error, CheckError):
                 raise
             left = f"{error}; {self.path} is left on it, the next check removes it"
             raise CheckError(left, error.code) from unclean
-        finally:
-            signal.signal(signal.SIGINT, before)
 
     def put(self, local: Path, name: str, executable: bool = False) -> str:
         """Copy a file into the directory and make sure that it arrived; returns its path there."""
@@ -186,7 +191,7 @@ class Workspace:
         if match is None:
             return True
         until, host, process = int(match[1]), match[2], int(match[3])
-        if host == hostname() and not _is_alive(process):
+        if host == hostname() and not is_alive(process):
             return True
         return not self._clock - QUICK_SECONDS <= until <= self._clock + _LONGEST_LEASE
 
@@ -196,14 +201,18 @@ class Workspace:
             raise CheckError(f"could not remove {self.path} on {self._transport.name}: {_last(reply.errors)}", MISSING)
 
 
-def _is_alive(process: int) -> bool:
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """A second Ctrl-C must not keep the device from being cleaned up; the programs started here ignore it, too."""
+    if threading.current_thread() is not threading.main_thread():  # only that one gets signals, and may ask for none
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _number(text: str) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def deviation(found: Sequence[float], golden: Sequence[float]) -> float:
         return 0.0
     finite = [value for value in golden if math.isfinite(value)]
     span = max(finite) - min(finite)
-    return worst / (span or max(map(abs, finite)) or 1.0)
+    largest = worst / (span or max(map(abs, finite)) or 1.0)
+    return largest if math.isfinite(largest) else math.inf
 
 
 def quantile(values: Sequence[float], fraction: float) -> float:
@@ -71,10 +73,10 @@ def slowed_down(times: Sequence[float]) -> bool | None:
     if len(times) < _FEWEST:
         return None
     size = len(times) // 4
-    first, last = times[:size], times[-size:]
+    first, last = sorted(times[:size]), times[-size:]
     if quantile(last, 0.5) < _SLOWER * quantile(first, 0.5):
         return False
-    wins = sum(1.0 if b > a else 0.5 if b == a else 0.0 for a in first for b in last)
+    wins = sum((bisect_left(first, b) + bisect_right(first, b)) / 2 for b in last)  # a tie is half a win
     mean = size * size / 2
     deviation_of_wins = math.sqrt(size * size * (2 * size + 1) / 12)
     return (wins - mean) / deviation_of_wins > _Z

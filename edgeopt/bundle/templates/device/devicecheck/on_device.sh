@@ -76,9 +76,9 @@ state() { # -> lines of fields separated by "|": clocks, temperatures, battery
     return 0
 }
 
-leases() { # BASE -> "DIRECTORY|LEASE" of what earlier checks left there
+leases() { # BASE -> "DIRECTORY|LEASE" of what earlier checks left there; in /tmp others could put such directories, too
     for directory in "$1"/edgeopt-*; do
-        [ -d "$directory" ] && [ ! -L "$directory" ] && echo "$directory|$(first_of "$directory/lease")"
+        [ -d "$directory" ] && [ ! -L "$directory" ] && [ -O "$directory" ] && echo "$directory|$(first_of "$directory/lease")"
     done
     return 0
 }
@@ -107,8 +107,12 @@ digest() { # FILE -> SHA-256 and size of the file
     echo "${2:--} $(wc -c <"$1")"
 }
 
-stop() { # PID: the program and, where it leads a group, its children
-    kill -9 "-$1" 2>/dev/null || kill -9 "$1" 2>/dev/null
+stop() { # DIRECTORY: the program that runs there and, where it leads a group, its children
+    pid=$(first_of "$1/pid")
+    case $pid in
+        '' | *[!0-9]*) ;;
+        *) kill -9 "-$pid" 2>/dev/null || kill -9 "$pid" 2>/dev/null ;;
+    esac
 }
 
 remove() { # DIRECTORY: ends what runs there; refuses any other directory than one of ours
@@ -117,8 +121,8 @@ remove() { # DIRECTORY: ends what runs there; refuses any other directory than o
         */edgeopt-????????) ;;
         *) return 1 ;;
     esac
-    [ -r "$1/pid" ] && stop "$(cat "$1/pid")"
-    rm -rf "$1"
+    stop "$1"
+    rm -rf "$1" "$1.new"
     [ ! -e "$1" ]
 }
 
@@ -132,20 +136,23 @@ execute() { # DIRECTORY SECONDS MASK PROGRAM ARGUMENTS: 124 when it was killed f
     if [ "$mask" ]; then
         set -- taskset "$mask" "$@"
     fi
-    if command -v setsid >/dev/null 2>&1; then # its own process group, so that its children are stopped with it
+    # It says itself which process it is: some setsid start another one for it.
+    set -- sh -c 'echo $$ >pid; exec "$@"' sh "$@"
+    if setsid -w true >/dev/null 2>&1; then # its own process group, so that its children are stopped with it
+        set -- setsid -w "$@" # toybox's may fork, and then waits only when it is told to
+    elif command -v setsid >/dev/null 2>&1; then # busybox's doesn't fork here, and knows no -w
         set -- setsid "$@"
     fi
     rm -f late
     "$@" </dev/null >stdout 2>stderr &
     program=$!
-    echo $program >pid
     ( # Holds no stream of ours: the connection would stay open as long as it sleeps.
         trap 'kill $nap; exit' TERM
         sleep "$limit" &
         nap=$!
         wait $nap
         : >late
-        stop $program
+        stop .
     ) </dev/null >/dev/null 2>&1 &
     watchdog=$!
     wait $program

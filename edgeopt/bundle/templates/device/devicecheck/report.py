@@ -86,6 +86,12 @@ def exit_code(report: dict[str, object]) -> int:
     return {"passed": 0, "failed": FAILED}.get(str(report["status"]), MISSING)
 
 
+def check_place(path: Path) -> None:
+    """Raise CheckError, before the long work, where the report could not be written."""
+    if not os.access(path.parent, os.W_OK | os.X_OK) or path.is_dir():
+        raise CheckError(f"{path} can't be written; name another place with --output", USAGE)
+
+
 def write(report: dict[str, object], path: Path) -> None:
     """Put it in place at once: a reader finds the old report or the whole new one."""
     text = json.dumps(report, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

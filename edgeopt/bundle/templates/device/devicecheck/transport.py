@@ -21,6 +21,10 @@ _END = b"\nedgeopt-end "
 #: What the connection itself may take longer than the command on the device.
 _GRACE_SECONDS = 20.0
 _NO_SPACE = "no space left on device"
+#: Where the sockets of connections are, below /tmp; then comes the process.
+_SOCKETS = "edgeopt-ssh-"
+#: Directories for which every step, removing included, is safe to write in a shell.
+_PLAIN_PATH = re.compile(r"/[A-Za-z0-9._/-]*")
 
 
 @dataclass(frozen=True)
@@ -176,6 +180,14 @@ class Adb(Transport):
         return ConnectionLostError(f"lost the device {self.name}{reason}; is it still connected?")
 
 
+def _sweep_sockets() -> None:
+    """Remove what killed checks of this user left."""
+    for folder in Path("/tmp").glob(f"{_SOCKETS}*-*"):
+        process = folder.name[len(_SOCKETS) :].partition("-")[0]
+        if process.isdigit() and not folder.is_symlink() and not is_alive(int(process)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 class Ssh(Transport):
     """One master connection, opened first, that every command goes through."""
 
@@ -190,22 +202,24 @@ class Ssh(Transport):
         self.name = host
         self._host = host
         # A short path: a socket's may have 107 characters.
-        self._folder = tempfile.mkdtemp(prefix="edgeopt-ssh-", dir="/tmp")
+        _sweep_sockets()
+        self._folder = tempfile.mkdtemp(prefix=f"{_SOCKETS}{os.getpid()}-", dir="/tmp")
         settings = ["BatchMode=yes", "ConnectTimeout=10", "ServerAliveInterval=5", "ServerAliveCountMax=3"]
         self._command = [program, *(("-F", str(config)) if config is not None else ())]
         self._command += [part for setting in settings for part in ("-o", setting)]
         self._command += ["-S", str(Path(self._folder, "s"))]
         with Path(self._folder, "errors").open("wb") as errors:
+            # It ends when this process does, however that ends: the pipe closes, and with it the last session.
             self._master = subprocess.Popen(
-                [*self._command, "-o", "ControlMaster=yes", "-N", "-T", "--", host],
-                stdin=subprocess.DEVNULL,
+                [*self._command, "-o", "ControlMaster=yes", "-T", "--", host, "exec cat"],
+                stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 start_new_session=True,  # Ctrl-C is for us: the device has to be cleaned up through it
             )
         try:
             self._wait()
-            self.base = base or self.shell('printf %s "${TMPDIR:-/tmp}"', 10.0).text.strip()
+            self.base = base or self._temporary()
         except BaseException:
             self.close()
             raise
@@ -232,7 +246,13 @@ class Ssh(Transport):
         if self._master.poll() is None:
             self._master.kill()
             self._master.wait()
+        if self._master.stdin is not None:
+            self._master.stdin.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _temporary(self) -> str:
+        told = self.shell('printf %s "${TMPDIR:-/tmp}"', 10.0).text.strip()
+        return told if _PLAIN_PATH.fullmatch(told) else "/tmp"
 
     def _wait(self) -> None:
         deadline = time.monotonic() + 60.0
@@ -256,7 +276,8 @@ class Ssh(Transport):
         host = self.name
         known = {
             "remote host identification has changed": (
-                f"the host key of {host} has changed: check that it is the same board, then run: ssh-keygen -R HOST"
+                f"the host key of {host} has changed: check that it is the same board, then forget the old one with "
+                "ssh-keygen -R"
             ),
             "host key verification failed": f"the host key of {host} is not known here: run once by hand, ssh {host}",
             "permission denied": f"{host} refuses the login: set up a key first, ssh-copy-id {host}",
@@ -277,7 +298,7 @@ def connect(adb: str | None, ssh: str | None, directory: str | None, ssh_config:
     """Open the connection that the flags ask for; without any, to the only device that adb sees."""
     if adb is not None and ssh is not None:
         raise CheckError("give --adb or --ssh, not both", USAGE)
-    if directory is not None and not re.fullmatch(r"/[A-Za-z0-9._/-]*", directory):
+    if directory is not None and not _PLAIN_PATH.fullmatch(directory):
         raise CheckError(f"--directory {directory!r} is no absolute path of letters, digits and . _ - /", USAGE)
     if ssh is not None:
         return Ssh(ssh, directory, ssh_config)
@@ -287,3 +308,13 @@ def connect(adb: str | None, ssh: str | None, directory: str | None, ssh_config:
 def hostname() -> str:
     """This computer, in leases."""
     return re.sub(r"[^A-Za-z0-9.-]", "-", os.uname().nodename) or "host"
+
+
+def is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

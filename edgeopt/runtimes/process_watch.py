@@ -16,14 +16,11 @@ class Patience:
 
     Attributes:
         idle_seconds: without using the processor. Other programs may keep it from us, but not for minutes.
-        total_seconds: whatever it does; for what turns in circles. Models take seconds to run and minutes to compile.
+        total_seconds: whatever it does; for what turns in circles.
     """
 
-    idle_seconds: float = 180.0
-    total_seconds: float = 7200.0
-
-
-PATIENCE = Patience()
+    idle_seconds: float
+    total_seconds: float
 
 
 class Watch:

@@ -1,20 +1,16 @@
-"""edgeopt-runner, built for this machine against the installed wheels: both modes, and what can go wrong in them."""
+"""edgeopt-runner as a server, built for this machine: requests, answers, and what can go wrong between them."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edgeopt.emulator import deb, home, lock
-from edgeopt.native import IMPLEMENTATIONS, PROGRAM, RUNNER
 from edgeopt.types import Array, Format
 
 pytestmark = pytest.mark.e2e
@@ -22,72 +18,7 @@ pytestmark = pytest.mark.e2e
 FORMATS: tuple[Format, ...] = ("litert", "onnx", "executorch")
 SUFFIX = {"litert": ".tflite", "onnx": ".onnx", "executorch": ".pte"}
 
-
-def _onnxruntime_headers(scratch: Path) -> Path:
-    """The folder with onnxruntime_c_api.h: the system's, or what the emulator's setup downloaded."""
-    for folder in map(Path, ("/usr/include/onnxruntime", "/usr/local/include/onnxruntime")):
-        if (folder / "onnxruntime_c_api.h").is_file():
-            return folder
-    for package in lock.for_this_host().debian:
-        file = home.downloads() / package.sha256
-        if package.group == "headers" and file.is_file():
-            deb.unpack(file, scratch, package.file_name, lambda path: path.endswith(".h"))
-            return scratch / "usr/include/onnxruntime"
-    pytest.skip("no onnxruntime_c_api.h: `edgeopt emulator setup` downloads it")
-
-
-def _package(name: str) -> Path:
-    """A package's folder, without importing what it registers."""
-    from importlib.util import find_spec
-
-    spec = find_spec(name)
-    assert spec is not None
-    return Path(next(iter(spec.submodule_search_locations or ())))
-
-
-class Runners:
-    """Builds a format's runner when it is first asked for."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._built: dict[Format, Path] = {}
-
-    def __getitem__(self, format_: Format) -> Path:
-        if format_ not in self._built:
-            self._built[format_] = self._build(format_)
-        return self._built[format_]
-
-    def _build(self, format_: Format) -> Path:
-        compiler = shutil.which("g++")
-        if compiler is None:
-            pytest.skip("no g++")
-        implementation = IMPLEMENTATIONS[format_]
-        package = _package(implementation.package)
-        libraries = [path for pattern in implementation.libraries for path in sorted(package.glob(pattern))]
-        include = [package / folder for folder in implementation.include]
-        folders = {library.parent for library in libraries}
-        if implementation.soname is not None:
-            include.append(_onnxruntime_headers(self._directory))
-            (self._directory / implementation.soname).symlink_to(libraries[0])
-            folders = {self._directory}
-        target = self._directory / format_
-        flags = ["-std=c++17", "-O0", "-Wall", "-Wextra", "-Werror", "-fsanitize=undefined", "-fno-sanitize-recover"]
-        subprocess.run(
-            [
-                *(compiler, *flags, *(f"-D{name}" for name in implementation.definitions)),
-                *(part for folder in include for part in ("-isystem", str(folder))),
-                *(str(RUNNER / name) for name in (*PROGRAM, implementation.source)),
-                *("-o", str(target), "-Wl,--no-as-needed", *map(str, libraries)),
-                *(f"-Wl,-rpath,{folder}" for folder in folders),
-            ],
-            check=True,
-        )
-        return target
-
-
-@pytest.fixture(scope="module")
-def runners(tmp_path_factory: pytest.TempPathFactory) -> Runners:
-    return Runners(tmp_path_factory.mktemp("runners"))
+Runners = Callable[[Format], Path]
 
 
 @pytest.fixture(scope="module")
@@ -218,22 +149,14 @@ def _serve(runner: Path, model: Path) -> Server:
     return Server(process)
 
 
-def _once(runner: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(runner), *map(str, words)], capture_output=True, text=True, timeout=60)
-
-
-def _last(done: subprocess.CompletedProcess[str]) -> str:
-    return done.stderr.strip().splitlines()[-1]
-
-
 def _arrays(rows: int) -> tuple[Array, Array]:
     x = np.arange(rows * 3, dtype=np.float32).reshape(rows, 3)
     return x, np.cos(x)
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-def test_serves_and_follows_free_sizes(runners: Runners, models: dict[Format, Path], format_: Format) -> None:
-    server = _serve(runners[format_], models[format_])
+def test_serves_and_follows_free_sizes(host_runner: Runners, models: dict[Format, Path], format_: Format) -> None:
+    server = _serve(host_runner(format_), models[format_])
     ready = server.line()
     names = {"litert": ["x", "y"], "onnx": ["x", "y"], "executorch": ["", ""]}[format_]
     assert ready["ready"] is True
@@ -249,10 +172,10 @@ def test_serves_and_follows_free_sizes(runners: Runners, models: dict[Format, Pa
 
 @pytest.mark.parametrize("format_", FORMATS)
 def test_what_does_not_fit_is_refused_and_the_next_request_is_answered(
-    runners: Runners, models: dict[Format, Path], format_: Format
+    host_runner: Runners, models: dict[Format, Path], format_: Format
 ) -> None:
     x, y = _arrays(2)
-    server = _serve(runners[format_], models[format_])
+    server = _serve(host_runner(format_), models[format_])
     server.line()
     # ExecuTorch's file tells its largest sizes only; which others it takes its runtime knows.
     narrow = "inputs of these shapes" if format_ == "executorch" else "has the shape (3, 2), "
@@ -272,9 +195,9 @@ def test_what_does_not_fit_is_refused_and_the_next_request_is_answered(
 
 @pytest.mark.parametrize("format_", FORMATS)
 def test_rows_that_differ_are_the_runtimes_own_error(
-    runners: Runners, models: dict[Format, Path], format_: Format
+    host_runner: Runners, models: dict[Format, Path], format_: Format
 ) -> None:
-    server = _serve(runners[format_], models[format_])
+    server = _serve(host_runner(format_), models[format_])
     server.line()
     x, y = _arrays(2)[0], _arrays(3)[1]
     server.send(b"run float32:2,3 float32:3,3\n" + x.tobytes() + y.tobytes())
@@ -292,17 +215,21 @@ def test_rows_that_differ_are_the_runtimes_own_error(
         b"run float32:2,3 float32:2,3\n1234", b"run float32:1", b"r" * (1 << 21), b"\n",
     ],
 )  # fmt: skip
-def test_a_malformed_request_ends_it_with_an_error(runners: Runners, models: dict[Format, Path], line: bytes) -> None:
-    done = subprocess.run([runners["litert"], models["litert"], "--serve"], input=line, capture_output=True, timeout=20)
+def test_a_malformed_request_ends_it_with_an_error(
+    host_runner: Runners, models: dict[Format, Path], line: bytes
+) -> None:
+    done = subprocess.run(
+        [host_runner("litert"), models["litert"], "--serve"], input=line, capture_output=True, timeout=20
+    )
     assert done.returncode == 2
     ready, error = done.stdout.splitlines()
     assert json.loads(ready)["ready"] is True
     assert list(json.loads(error)) == ["error"]
 
 
-def test_a_request_larger_than_memory_is_refused(runners: Runners, models: dict[Format, Path]) -> None:
+def test_a_request_larger_than_memory_is_refused(host_runner: Runners, models: dict[Format, Path]) -> None:
     done = subprocess.run(
-        ["bash", "-c", f"ulimit -v 2000000; exec {runners['litert']} {models['litert']} --serve"],
+        ["bash", "-c", f"ulimit -v 2000000; exec {host_runner('litert')} {models['litert']} --serve"],
         input=b"run float32:1000000000,3\n",
         capture_output=True,
         timeout=20,
@@ -312,97 +239,20 @@ def test_a_request_larger_than_memory_is_refused(runners: Runners, models: dict[
     assert done.returncode == 2
 
 
-@pytest.mark.parametrize("format_", FORMATS)
-@pytest.mark.parametrize("content", [None, b"", b"no model at all" * 99])
-def test_a_file_that_is_none_is_one_line(
-    runners: Runners, tmp_path: Path, format_: Format, content: bytes | None
-) -> None:
-    path = tmp_path / f"model{SUFFIX[format_]}"
-    if content is not None:
-        path.write_bytes(content)
-    done = _once(runners[format_], path, "--runs", 1)
-    assert done.returncode == 1
-    assert _last(done).startswith("edgeopt-runner: ")
-    served = _once(runners[format_], path, "--serve")
-    assert served.returncode == 1
-    assert list(json.loads(served.stdout)) == ["error"]
-
-
-def test_an_operator_of_an_accelerator_is_an_error(runners: Runners, tmp_path: Path) -> None:
+def test_an_operator_of_an_accelerator_is_an_error(host_runner: Runners, tmp_path: Path) -> None:
     _write_litert(tmp_path / "m.tflite", rows=1, custom="edgetpu-custom-op")
-    done = _once(runners["litert"], tmp_path / "m.tflite", "--serve")
+    done = subprocess.run(
+        [host_runner("litert"), tmp_path / "m.tflite", "--serve"], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 1
     assert "an operator that this LiteRT lacks" in json.loads(done.stdout)["error"]
     assert "edgetpu-custom-op" in done.stderr
 
 
-@pytest.mark.parametrize("format_", FORMATS)
-def test_once_writes_outputs_and_figures(
-    runners: Runners, models: dict[Format, Path], tmp_path: Path, format_: Format
-) -> None:
-    x, y = _arrays(2)
-    (tmp_path / "x=1:2.bin").write_bytes(x.tobytes())
-    (tmp_path / "y.bin").write_bytes(y.tobytes())
-    inputs = [f"{tmp_path}/x=1:2.bin:float32:2,3", f"{tmp_path}/y.bin:float32:2,3"]
-    if format_ != "executorch":  # by name, in any order
-        inputs = [f"y={inputs[1]}", f"x={inputs[0]}"]
-    done = _once(
-        *(runners[format_], models[format_], "--input", inputs[0], "--input", inputs[1], "--mark"),
-        *("--output-dir", tmp_path, "--warmup", 1, "--runs", 3, "--json", tmp_path / "run.json"),
-    )
-    assert done.returncode == 0, done.stderr
-    figures = json.loads((tmp_path / "run.json").read_text())
-    assert len(figures["latencies_ms"]) == 3
-    assert all(ms >= 0 for ms in (figures["load_ms"], figures["first_ms"], *figures["latencies_ms"]))
-    assert 1000 < figures["peak_kb"] < 10_000_000
-    for entry, wanted in zip(figures["outputs"], (x + y, x * y), strict=True):
-        assert (entry["dtype"], entry["shape"]) == ("float32", [2, 3])
-        np.testing.assert_array_equal(np.fromfile(tmp_path / entry["file"], np.float32).reshape(2, 3), wanted)
-
-
-@pytest.mark.parametrize(
-    ("words", "code", "told"),
-    [
-        ([], 2, "no model"),
-        (["m", "--serve", "--json", "f"], 2, "--serve takes no files"),
-        (["m", "--threads", "0"], 2, "at least 1"),
-        (["m", "--runs"], 2, "lacks its value"),
-        (["m", "--colour"], 2, "unknown argument --colour"),
-        (["m", "n"], 2, "unknown argument n"),
-        (["MODEL"], 1, "got 0 inputs, the model takes 2"),
-        (["MODEL", "--input", "x.bin", "--input", "y"], 2, "is not [NAME=]FILE:TYPE:SIZES"),
-        (["MODEL", "--input", "x.bin:float8:1", "--input", "y"], 2, "is no element type"),
-        (["MODEL", "--input", "none:float32:1,3", "--input", "none:float32:1,3"], 1, "can't read none"),
-        (["MODEL", "--input", "DIR/short:float32:1,3", "--input", "DIR/short:float32:1,3"], 1, "12 bytes"),
-        (["MODEL", "--input", "x=DIR/good:float32:1,3", "--input", "x=DIR/good:float32:1,3"], 2, "given twice"),
-        (["MODEL", *["--input", "DIR/good:float32:1,3"] * 2, "--output-dir", "DIR/none"], 1, "can't write"),
-    ],
-)
-def test_wrong_usage(
-    runners: Runners, models: dict[Format, Path], tmp_path: Path, words: list[str], code: int, told: str
-) -> None:
-    (tmp_path / "short").write_bytes(b"1234")
-    (tmp_path / "good").write_bytes(bytes(12))
-    filled = [word.replace("MODEL", str(models["litert"])).replace("DIR", str(tmp_path)) for word in words]
-    done = _once(runners["litert"], *filled)
-    assert done.returncode == code
-    assert told in done.stderr
-
-
-def test_a_full_disk_is_told(runners: Runners, models: dict[Format, Path], tmp_path: Path) -> None:
-    if not os.access("/dev/full", os.W_OK):
-        pytest.skip("no /dev/full")
-    (tmp_path / "good").write_bytes(bytes(12))
-    given = ["--input", f"{tmp_path}/good:float32:1,3"]
-    done = _once(runners["litert"], models["litert"], *given, *given, "--json", "/dev/full")
-    assert done.returncode == 1
-    assert _last(done) == "edgeopt-runner: can't write /dev/full"
-
-
-def test_integers_are_fed_as_they_are(runners: Runners, tmp_path: Path) -> None:
+def test_integers_are_fed_as_they_are(host_runner: Runners, tmp_path: Path) -> None:
     _write_litert(tmp_path / "m.tflite", rows=2, dtype="INT8")
     x, y = np.int8([[1, -2, 3], [100, 120, -128]]), np.int8([[4, 5, -6], [100, 2, -128]])
-    server = _serve(runners["litert"], tmp_path / "m.tflite")
+    server = _serve(host_runner("litert"), tmp_path / "m.tflite")
     assert server.line()["inputs"][0]["dtype"] == "int8"  # type: ignore[index]
     total, product = server.run([x, y])
     np.testing.assert_array_equal(total, np.clip(x.astype(int) + y, -128, 127))
@@ -411,10 +261,10 @@ def test_integers_are_fed_as_they_are(runners: Runners, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["FLOAT16", "INT32", "INT64", "UINT8", "INT8"])
-def test_every_type_of_onnx(runners: Runners, tmp_path: Path, dtype: str) -> None:
+def test_every_type_of_onnx(host_runner: Runners, tmp_path: Path, dtype: str) -> None:
     _write_onnx(tmp_path / "m.onnx", dtype)
     x = np.arange(6).reshape(2, 3).astype(dtype.lower())
-    server = _serve(runners["onnx"], tmp_path / "m.onnx")
+    server = _serve(host_runner("onnx"), tmp_path / "m.onnx")
     if "error" in server.line():
         pytest.skip(f"ONNX Runtime has no kernel for {dtype}")
     np.testing.assert_array_equal(server.run([x, x])[0], x + x)
