@@ -69,6 +69,7 @@ def _show_bundle(file: Path, bundle: LoadedBundle, report: Report, console: Cons
                 "Target": f"{manifest.target}, aimed at {manifest.device}",
                 "Status": f"{manifest.status}" + (f": {missed}" if missed else ""),
                 **_on_accelerator(report),
+                **_on_devices(report),
                 "Stayed float": f"{len(report.unquantized_ops)} operators" if report.unquantized_ops else "nothing",
                 "Preprocessing": manifest.preprocessing.kind if manifest.preprocessing is not None else "none",
                 "Labels": str(len(manifest.labels)) if manifest.labels else "none",
@@ -97,6 +98,20 @@ def _on_accelerator(report: Report) -> dict[str, str]:
     if isinstance(emulates, str):
         rows["Proven in"] = f"{report.runtime}: {emulates}"
     return rows
+
+
+def _on_devices(report: Report) -> dict[str, str]:
+    """What `edgeopt device run` measured and added to the report; nothing where it never ran."""
+    from edgeopt.report.units import quantity
+    from edgeopt.types import DEVICE
+
+    told = [
+        f"{m.runtime.removeprefix(DEVICE)}: {quantity(m.value, m.unit)}"
+        for m in report.measurements
+        if m.name == "latency_ms" and m.runtime.startswith(DEVICE)
+    ]
+    failed = [check.name for check in report.checks if f"@{DEVICE}" in check.name and not check.passed]
+    return {"Measured on": ", ".join((*told, *(f"failed {name}" for name in failed)))} if told or failed else {}
 
 
 def _show_file(summary: FileSummary, path: Path, console: Console) -> None:

@@ -8,10 +8,8 @@ from typing import Literal
 
 from edgeopt.errors import UsageError
 from edgeopt.json_data import Plain, from_plain
-from edgeopt.types import Check, Finding, Measurement, Report
+from edgeopt.types import DEVICE, Check, Finding, Measurement, Report
 
-#: Runtime of everything measured on a device: "device:google-pixel-6".
-DEVICE = "device:"
 #: Codes of the findings that come from a device.
 _THROTTLED, _NOT_CHECKED = "device-throttled", "device-not-checked"
 
