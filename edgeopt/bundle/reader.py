@@ -152,7 +152,8 @@ def open_bundle(path: Path) -> LoadedBundle:
     when manifest and report contradict themselves or each other.
     """
     if not path.is_dir():
-        raise UsageError("is not a bundle directory", where=str(path), fix="unpack it first, if it is a .zip")
+        fix = "unpack it first, if it is a .zip" if path.is_file() else None
+        raise UsageError("is not a bundle directory", where=str(path), fix=fix)
     if not (path / MANIFEST).is_file():
         raise UsageError(f"is not a bundle: it has no {MANIFEST}", where=str(path))
     present = set(_regular_files(path))

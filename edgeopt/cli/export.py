@@ -64,7 +64,6 @@ def _show(bundles: tuple[Bundle, ...]) -> None:
     console = stdout()
     if len(bundles) > 1:
         render_summary(tuple(bundle.report for bundle in bundles), console)
-        console.print()
     for bundle in bundles:
         if len(bundles) == 1 or not bundle.passed:
             render(bundle.report, console)

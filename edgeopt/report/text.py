@@ -38,9 +38,7 @@ def render(report: Report, console: Console) -> None:
         console.print(_checks(report.checks))
     if report.measurements:
         console.print(_figures(report))
-    if phones := phones_table(report):
-        console.print(Text("On emulated Arm cores (instructions of one inference, 1 thread)", style="bold"))
-        console.print(Padding(phones, (0, 0, 1, 2)))
+    _print_phones(report, console, "On emulated Arm cores")
     if report.steps:
         console.print(Text("What each step did", style="bold"))
         console.print(Padding(steps_table(report.steps), (0, 0, 1, 2)))
@@ -71,6 +69,16 @@ def render_summary(reports: Sequence[Report], console: Console) -> None:
         shown += [_measured(checks, report, name) for name in ("sqnr_db", "latency_ms", "speedup", "size_bytes")]
         table.add_row(report.target, _word(report.status == "passed", "passed"), *shown)
     console.print(table)
+    console.print()
+    for report in (report for report in reports if report.status == "passed"):  # others are shown whole
+        _print_phones(report, console, f"{report.target} on emulated Arm cores")
+
+
+def _print_phones(report: Report, console: Console, heading: str) -> None:
+    if phones := phones_table(report):
+        console.print(Text(f"{heading} (instructions of one inference, 1 thread)", style="bold"))
+        console.print(Padding(phones, (0, 0, 0, 2)))
+        console.print()
 
 
 def _verdict(report: Report) -> Text:
@@ -94,7 +102,7 @@ def _word(passed: bool, good: str = "ok") -> Text:
 
 def _checks(checks: Sequence[Check]) -> Padding:
     table = _table()
-    table.add_column("check")
+    table.add_column("check", overflow="fold")
     table.add_column("measured", justify="right", no_wrap=True)
     table.add_column("limit", justify="right", no_wrap=True)
     table.add_column("")

@@ -55,6 +55,8 @@ def quantity(value: float | None, unit: str) -> str:
             return _bytes(value)
         case "fraction":
             return f"{100 * value:.2f} %"
+        case "fraction of range":
+            return f"{100 * value:.3g} % of range"
         case "ms":
             return f"{three_digits(value)} ms"
         case "x":

@@ -119,7 +119,7 @@ def test_deltas(run: Run, small_bundle: Make) -> None:
         ("b --zip --no-password", "--no-password has no meaning here; see 'edgeopt bundle --help'"),
         ("b --zip --password-file f", "--password-file has no meaning here; see 'edgeopt bundle --help'"),
         ("b --new-key k", "BUNDLE has no meaning here; see 'edgeopt bundle --help'"),
-        ("b --zip", "b: is not a bundle directory; unpack it first, if it is a .zip"),
+        ("b --zip", "b: is not a bundle directory"),
         ("b --sign none.key", "none.key: the secret key can't be read: No such file or directory"),
         ("--new-key k", "k.key: needs a password; set EDGEOPT_KEY_PASSWORD, give --password-file, or --no-password"),
         ("--new-key k --password-file none", "none: can't be read: No such file or directory"),

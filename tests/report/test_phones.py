@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rich.console import Console
 
-from edgeopt.report import render
+from edgeopt.report import render, render_summary
 from edgeopt.types import Measurement, Provenance, Report
 
 
@@ -53,3 +55,14 @@ def test_a_file_without_a_twin_and_other_outputs() -> None:
 
 def test_nothing_where_no_phone_was_asked() -> None:
     assert not any("emulated Arm" in line for line in shown(report()))
+
+
+def test_a_summary_of_several_targets_shows_each_ones_cores() -> None:
+    counted = replace(
+        report(measured("instructions", "float", 155_000_000, "instructions")), target="android-onnx-int8"
+    )
+    console = Console(width=100)
+    with console.capture() as capture:
+        render_summary((report(), counted), console)
+    assert "android-onnx-int8 on emulated Arm cores" in capture.get()
+    assert "android-int8 on emulated" not in capture.get()
