@@ -43,11 +43,11 @@ def fetch(wanted: Download, cache: Path, tell: Callable[[int], None]) -> Path:
     told = 0
 
     def tell_once(position: int) -> None:
-        """Tell how far the file is; a second mirror does not count what the first one brought again."""
+        """Tell how far the file is; a second mirror does not count what the first one brought again. It is told all
+        the same, with 0 bytes: `tell` may end the download."""
         nonlocal told
-        if position > told:
-            tell(position - told)
-            told = position
+        tell(max(position - told, 0))
+        told = max(position, told)
 
     problems = []
     other_content = False

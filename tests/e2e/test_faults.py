@@ -17,9 +17,9 @@ import pytest
 pytestmark = pytest.mark.e2e
 
 MODEL = """
-import os, sys, time
+import os, sys, time, torch
 from torch import nn
-def build(): return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+def build(): torch.manual_seed(0); return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
 def exits(): sys.exit(0)
 def none(): return None
 def needs(width): return nn.Linear(4, width)
