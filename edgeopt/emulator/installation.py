@@ -10,7 +10,7 @@ from pathlib import Path
 from edgeopt.emulator import home, prefix
 from edgeopt.emulator.cores import Core
 from edgeopt.emulator.toolchain import Loader
-from edgeopt.errors import MissingError
+from edgeopt.errors import MissingError, UsageError
 from edgeopt.json_data import from_plain, loads
 from edgeopt.types import Format
 
@@ -49,11 +49,11 @@ class Emulator:
         """The plugin that counts instructions, for `command`'s `plugin`."""
         return self.directory / "counter.so"
 
-    def runner(self, format: Format) -> Path:  # noqa: A002
+    def runner(self, format_: Format) -> Path:
         """The aarch64 edgeopt-runner for files of this format. Raises MissingError where no runtime takes it."""
-        path = self.directory / "bin" / f"edgeopt-runner-{format}"
+        path = self.directory / "bin" / f"edgeopt-runner-{format_}"
         if not path.is_file():
-            raise MissingError(f"the emulated phone does not run {format} files")
+            raise MissingError(f"the emulated phone does not run {format_} files")
         return path
 
     def command(self, core: Core, program: Sequence[str], *, plugin: str | None = None) -> list[str]:
@@ -122,7 +122,7 @@ def opened(directory: Path) -> Emulator:
     path = directory / home.MANIFEST
     try:
         manifest = from_plain(Manifest, loads(path.read_bytes(), str(path)), str(path))
-    except Exception as error:
+    except (OSError, UsageError) as error:
         raise MissingError(
             "can't be read", where=str(path), fix=f"`edgeopt emulator remove`, then `{SET_UP}`"
         ) from error

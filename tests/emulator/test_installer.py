@@ -207,3 +207,15 @@ def test_the_digest_covers_the_sources(monkeypatch: pytest.MonkeyPatch, tmp_path
     (tmp_path / "main.cpp").write_text("int main() {}")
     monkeypatch.setattr(home, "SOURCES", tmp_path)
     assert home.digest() != before
+
+
+@pytest.mark.parametrize("text", [b"", b"\xff\xfe", b"{}", b'{"versions": 3}'])
+def test_a_damaged_installation_is_one_line(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / home.MANIFEST).write_bytes(text)
+    with pytest.raises(MissingError, match="can't be read; `edgeopt emulator remove`, then `edgeopt emulator setup`"):
+        installation.opened(tmp_path)
+
+
+def test_an_installation_whose_manifest_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="can't be read"):
+        installation.opened(tmp_path)
