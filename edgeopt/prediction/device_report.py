@@ -17,6 +17,8 @@ from edgeopt.types import Format
 _LEVELS = 3
 #: Of the fastest cores' clock. Clusters of big cores are closer to one another, little ones further off.
 _ABOUT = 0.8
+#: What such a report says it is.
+_KIND = "edgeopt-device-report"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,12 @@ def read(path: Path, artifact: Path | None = None) -> Measured:
     """
     if not path.is_file():
         raise UsageError("no such file", where=str(path))
-    report = from_plain(_Report, loads(path.read_bytes(), str(path)), str(path))
+    document = loads(path.read_bytes(), str(path))
+    if not isinstance(document, dict) or document.get("kind") != _KIND:
+        raise UsageError(
+            "is no report of a device", where=str(path), fix="give the device_report.json of 'edgeopt device run'"
+        )
+    report = from_plain(_Report, document, str(path))
     if report.throttled:
         raise UsageError("the device was throttled", where=str(path), fix="let it cool down and measure again")
     if report.golden.passed is False:

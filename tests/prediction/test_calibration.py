@@ -196,7 +196,7 @@ def test_device_reports_that_say_nothing(tmp_path: Path) -> None:
         (lambda: read_device_report(report(far, file), other), "SHA-256 differs"),
         (lambda: read_device_report(report(tmp_path, file, throttled=True)), "the device was throttled; let it cool"),
         (lambda: read_device_report(report(tmp_path, file, latency_ms={})), "holds no latency"),
-        (lambda: read_device_report(report(tmp_path, file, kind="x")), "device_report.json: kind"),
+        (lambda: read_device_report(report(tmp_path, file, kind="x")), "device_report.json: is no report of a device"),
         (lambda: read_device_report(report(tmp_path, file, settings={"threads": 0})), "holds no number of threads"),
         (lambda: read_device_report(report(tmp_path, file, golden={"passed": False})), "outputs were wrong there"),
         (lambda: read_device_report(pinned(tmp_path, file, 2, (0, 1))), "measured on slower or fewer cores"),
