@@ -4,6 +4,7 @@ Arrays are NumPy arrays throughout, so that a stage need not import torch to loo
 elements, sizes in bytes, times in milliseconds unless a name says otherwise.
 """
 
+from edgeopt.types.generation import Generation, GenerationTask, PartName
 from edgeopt.types.models import (
     WRAPPED_ATTRIBUTE,
     Artifact,
@@ -53,6 +54,8 @@ __all__ = [
     "Finding",
     "Format",
     "Gates",
+    "Generation",
+    "GenerationTask",
     "Hexagon",
     "ImagePreprocessing",
     "LayerRules",
@@ -66,6 +69,7 @@ __all__ = [
     "OpPlacement",
     "OpTiming",
     "OpenVino",
+    "PartName",
     "PassName",
     "Placement",
     "Precision",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from edgeopt.types.generation import Generation
 from edgeopt.types.names import Array, DType, Format, Precision
 from edgeopt.types.tensors import Preprocessing, TensorSpec
 
@@ -49,6 +50,8 @@ class Model:
         history: what was done so far. source_sha256: of the code and weights that it was loaded from.
         input_ranges: path of a layer with weights -> (min, max) that its input was trained to be quantized to; wins
             over what calibration finds for that tensor. Empty unless quantization-aware training learned them.
+        generation: set where the network writes sequences: `module` then is teacher-forced (prompt and target in,
+            logits out), and what is exported are its parts (see `edgeopt.generation.parts`).
     """
 
     name: str
@@ -62,6 +65,7 @@ class Model:
     history: tuple[StepRecord, ...]
     source_sha256: str
     input_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    generation: Generation | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,12 +27,15 @@ class TensorSpec:
         shape: one entry per dimension, batch included; a `Dim` where the size is free.
         dtype: element type.
         layout: "NCHW" for images that a channel-last runtime may take as NHWC; None where order has no such meaning.
+        padding: fills the end of a shorter sample's dynamic dimension where samples share a batch; None where nothing
+            may be filled in.
     """
 
     name: str
     shape: tuple[int | Dim, ...]
     dtype: DType
     layout: Literal["NCHW", "NHWC"] | None = None
+    padding: int | None = None
 
     @property
     def is_dynamic(self) -> bool:
@@ -68,6 +71,11 @@ class TextPreprocessing:
 
     `tokenizer` is a tokenizer.json file or a directory that holds one; it travels in the bundle. The tokenizer's
     fields (input_ids, attention_mask, token_type_ids) are matched to the model's inputs by name, or by order.
+
+    A network that writes text learns from pairs: `target_key` names the text to be written. Its tokens become the label,
+    and, one later and behind `start_ids`, the input decoder_input_ids. A decoder-only network reads its own target: the
+    label then is the text itself, one earlier (position k holds token k + 1).
+    `prefix` is put before every text ("translate English to German: ").
     """
 
     tokenizer: str
@@ -75,6 +83,10 @@ class TextPreprocessing:
     padding: Literal["max_length", "none"] = "max_length"
     text_keys: tuple[str, ...] = ("text",)
     kind: Literal["text"] = "text"
+    target_key: str | None = None
+    target_max_length: int = 128
+    start_ids: tuple[int, ...] = ()
+    prefix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +123,10 @@ class Sample:
         inputs: model input name -> array, batch dimension of 1 included.
         label: class index, or an array for other tasks; None when unlabelled.
         name: where it came from, for messages ("cat/001.jpg", "row 17").
+        references: texts of which a network that writes should write one.
     """
 
     inputs: Mapping[str, Array]
     label: int | Array | None
     name: str
+    references: tuple[str, ...] = ()

@@ -1,0 +1,1 @@
+"""Networks that write: their parts, the loop around them, and what calibrates them."""
