@@ -48,6 +48,9 @@ class RunConfig:
     name: str | None = None
     task: str | None = None
     input: tuple[str, ...] = ()
+    max_source_length: int | None = None
+    max_target_length: int | None = None
+    num_beams: int = 1
     labels: Path | None = None
     licence: str | None = None
     target: tuple[str, ...] = ()
@@ -69,6 +72,7 @@ class RunConfig:
     recipe: tuple[str, ...] = ()
     io: Literal["float", "int8"] | None = None
     max_accuracy_drop: float | None = None
+    min_accuracy_kept: float | None = None
     min_agreement: float | None = None
     min_sqnr_db: float | None = None
     min_speedup: float | None = None
@@ -107,6 +111,7 @@ def resolve_gates(target_gates: Gates, config: RunConfig) -> Gates:
 
     return Gates(
         max_accuracy_drop=pick("max_accuracy_drop", config.max_accuracy_drop, target_gates.max_accuracy_drop),
+        min_accuracy_kept=pick("min_accuracy_kept", config.min_accuracy_kept, target_gates.min_accuracy_kept),
         min_agreement=pick("min_agreement", config.min_agreement, target_gates.min_agreement),
         min_sqnr_db=pick("min_sqnr_db", config.min_sqnr_db, target_gates.min_sqnr_db),
         min_speedup=pick("min_speedup", config.min_speedup, target_gates.min_speedup),

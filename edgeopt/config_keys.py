@@ -31,10 +31,14 @@ from edgeopt.config_values import (
 ESTIMATORS = ("min-max", "percentile", "entropy", "mse")
 #: More threads than any machine that edgeopt runs on has cores; starting them takes minutes.
 MOST_THREADS = 64
+#: Longer caches than this don't fit into a phone.
+MOST_TOKENS = 131_072
+MOST_BEAMS = 32
 IO_TYPES = ("float", "int8")
 #: key -> field of `Gates` that it sets.
 GATE_OF_KEY = {
     "max_accuracy_drop": "max_accuracy_drop",
+    "min_accuracy_kept": "min_accuracy_kept",
     "min_agreement": "min_agreement",
     "min_sqnr_db": "min_sqnr_db",
     "min_speedup": "min_speedup",
@@ -94,6 +98,12 @@ KEYS: tuple[Key, ...] = (
         "Task of a Hugging Face model. Default: from its config."),
     Key("input", MODEL, some_texts, "NAME=DTYPE[DIMS]", '["image=float32[1,3,224,224]"]',
         "One per input, where the factory gives no example inputs: image=float32[1,3,224,224]. Repeatable."),
+    Key("max_source_length", MODEL, an_integer(2, MOST_TOKENS), "N", "64",
+        "Of a network that writes: tokens that it reads at most. Default: what it was made for, up to 128."),
+    Key("max_target_length", MODEL, an_integer(2, MOST_TOKENS), "N", "64",
+        "Tokens that it writes at most, a decoder-only network's prompt included. Default: likewise."),
+    Key("num_beams", MODEL, an_integer(1, MOST_BEAMS), "N", "4",
+        "Sequences that are followed side by side when writing; 1 is greedy. Default: 1."),
     Key("labels", MODEL, a_path, "FILE", '"labels.txt"',
         "Class names, one a line; they travel in the bundle."),
     Key("licence", MODEL, a_text, "SPDX", '"Apache-2.0"',
@@ -103,7 +113,8 @@ KEYS: tuple[Key, ...] = (
     Key("device", TARGET, a_name_or_path, "NAME", '"raspberry-pi-5"',
         "Where it will run: a name from 'edgeopt devices' or a .toml file. Default: the target's."),
     Key("calibration", DATA, a_source, "DATA", '"pictures/train"',
-        "Real inputs to quantize with: an image, WAV or array folder, .npz, .npy, .jsonl, or file.py:factory."),
+        "Real inputs to quantize with: an image, WAV or array folder, .npz, .npy, .jsonl, train.{en,de}.gz, or "
+        "file.py:factory."),
     Key("num_calibration_samples", DATA, an_integer(1), "N", "128",
         "How many of them are used. Default: 128."),
     Key("evaluation", DATA, a_source, "DATA", '"pictures/val"',
@@ -120,7 +131,8 @@ KEYS: tuple[Key, ...] = (
     Key("num_verification_samples", DATA, an_integer(1), "N", "32",
         "How many of the evaluation inputs run there; an emulated inference takes seconds. Default: 32."),
     Key("metric", DATA, a_name_or_path, "NAME", '"top1"',
-        "top1, top5 or file.py:function. Default: top1 where there are labels."),
+        "top1, top5 or file.py:function; of texts bleu, chrf, rouge1, rouge2, rougeL, wer, exact-match or perplexity. "
+        "Default: top1 where there are labels; for texts by the task."),
     Key("seed", DATA, an_integer(0), "N", "0",
         "Chooses the samples; the same seed chooses the same ones. Default: 0."),
     Key("estimator", QUANTIZATION, one_of(ESTIMATORS), "NAME", '"percentile"',
@@ -141,6 +153,8 @@ KEYS: tuple[Key, ...] = (
         "Type of the file's inputs and outputs: float or int8. Default: the target's."),
     Key("max_accuracy_drop", GATES, a_fraction, "X", '"0.5%"',
         "Loss of the metric against the float model. Needs labels."),
+    Key("min_accuracy_kept", GATES, a_fraction, "X", '"97%"',
+        "Share of the float model's metric that is kept. Needs labels."),
     Key("min_agreement", GATES, a_fraction, "X", '"97.5%"',
         "Share of samples where both models answer the same."),
     Key("min_sqnr_db", GATES, a_number, "DB", "18.5",

@@ -46,6 +46,7 @@ _MODULES = {
 }
 _EXTRAS = {
     "hf": "Hugging Face models, text data",
+    "text": "BLEU, chrF and ROUGE",
     "audio": "WAV data at other sample rates",
     "tensorflow": "Keras and SavedModel sources",
     "examples": "the built-in examples",

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import TYPE_CHECKING
 
 from edgeopt.accelerators import load_accelerator
 from edgeopt.accelerators.base import Compiled
-from edgeopt.bundle import BundleContents, GoldenVector, prepare_output, write_bundle
+from edgeopt.bundle import BundleContents, prepare_output, write_bundle
 from edgeopt.calibration.health import check_inputs
 from edgeopt.comparison import Comparison, compare
 from edgeopt.compression.rewrites.apply import apply_rewrites, suggest
@@ -20,6 +19,8 @@ from edgeopt.compression.rewrites.base import Applied
 from edgeopt.config import RunConfig
 from edgeopt.datasets import match_labels, open_dataset, select
 from edgeopt.errors import ConversionError, EdgeoptError
+from edgeopt.generation_pipeline import WriterRun, check_writer, metric_for
+from edgeopt.golden_vectors import golden_vectors
 from edgeopt.plan import (
     Data,
     Job,
@@ -36,9 +37,9 @@ from edgeopt.prediction import find_calibration, predict
 from edgeopt.progress import Progress, Silent
 from edgeopt.report.steps import draw_steps
 from edgeopt.revalidation import validate
-from edgeopt.runtimes import HOST_RUNTIMES, load_runtime
+from edgeopt.runtimes import load_runtime
 from edgeopt.runtimes.reference import open_reference
-from edgeopt.sources.structure_file import save_model
+from edgeopt.sources.structure_file import save_weights
 from edgeopt.tuning.context import StepData
 from edgeopt.tuning.quantize import quantize
 from edgeopt.tuning.sparse_file import with_sparse_kernels
@@ -48,7 +49,7 @@ from edgeopt.types import Artifact, Bundle, Finding, LayerRules, Measurement, Mo
 from edgeopt.validation.benchmark import subject_of
 from edgeopt.validation.metrics import Metric
 from edgeopt.validation.phones import Phones
-from edgeopt.validation.prove import Subject, Terms, Told, emulated_by, prove
+from edgeopt.validation.prove import Subject, Terms, Told, prove
 from edgeopt.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -65,8 +66,6 @@ _ADVICE = dict.fromkeys(
 )
 #: What a prediction says of itself that its interval doesn't show.
 _PREDICTED_OTHERWISE = frozenset({"dynamic-shape", "unknown-operators"})
-#: Each costs its inputs and outputs in bundle size.
-GOLDEN_VECTORS = 4
 
 
 def export(config: RunConfig, progress: Progress | None = None) -> tuple[Bundle, ...]:
@@ -82,11 +81,12 @@ def export(config: RunConfig, progress: Progress | None = None) -> tuple[Bundle,
     check_steps(config, jobs)
     progress.step("Loading the model")
     model = load(config)
+    if model.generation is not None:
+        check_writer(jobs)
     for job in jobs:
         prepare_output(bundle_path(config, model, job))
     model = with_preprocessing(config, model)
     data = open_data(config, model, jobs)
-    metric = metric_of(config, model, data.evaluation)
     findings = (*data.findings, *findings)
     if data.calibration is not None:
         samples = progress.track(data.calibration, "Checking the data", len(data.calibration))
@@ -94,6 +94,11 @@ def export(config: RunConfig, progress: Progress | None = None) -> tuple[Bundle,
     rules = LayerRules(config.keep_float, config.int16_activations)
     with TemporaryDirectory(prefix="edgeopt-") as folder:
         workbench = Workbench(model, data.calibration, rules, config.seed, Path(folder), progress)
+        if model.generation is not None:
+            judged_by = metric_for(config, model.generation, data.evaluation)
+            writer = WriterRun(config, model, data, findings, judged_by, workbench, Path(folder), progress)
+            return tuple(writer.build(job) for job in jobs)
+        metric = metric_of(config, model, data.evaluation)
         run = _Run(config, model, data, metric, findings, workbench, Path(folder), progress)
         return tuple(run.build(job) for job in jobs)
 
@@ -167,21 +172,15 @@ class _Run:
             artifact=artifact,
             float_artifact=subject.float_twin if config.float_twin else None,
             report=report,
-            golden=tuple(_golden(artifact, twin, self.data, runtimes[0])),
+            golden=tuple(golden_vectors(artifact, twin, self.data.evaluation, runtimes[0])),
             chart=draw_steps(report) if report.steps else None,
             device_files=compiled.extra_files if compiled is not None else (),
             licence=config.licence,
         )
         bundle = write_bundle(bundle_path(config, self.model, job), contents)
         if config.save_weights is not None:  # last: what it can't write must not cost the bundle
-            self._save(model, config.save_weights)
+            save_weights(model, made[-1].base, config.save_weights)
         return bundle
-
-    def _save(self, model: Model, path: Path) -> None:
-        original = self.workbench.torch_model().module
-        assert model.module is not None
-        assert original is not None
-        save_model(model.module, original, path)
 
     def _steps(self, job: Job) -> tuple[tuple[Made, ...], tuple[Finding, ...]]:
         if not self.config.step:
@@ -287,17 +286,3 @@ def _predicted(
             figures += prediction.measurements(subject)
             notes |= {note.code: note for note in prediction.findings if note.code in _PREDICTED_OTHERWISE}
     return tuple(figures), tuple(notes.values())
-
-
-def _golden(artifact: Artifact, twin: Artifact, data: Data, runtime_name: str) -> Iterator[GoldenVector]:
-    """A handful of real inputs with what the shipped file and its float twin make of them, on one thread."""
-    emulated = emulated_by(artifact, runtime_name) is not None
-    host = load_runtime(HOST_RUNTIMES[twin.format] if emulated else runtime_name)
-    runtime = load_runtime(runtime_name)
-    with (
-        runtime.open(artifact.runnable, artifact.signature) as shipped,
-        host.open(twin.path, twin.signature) as float_,
-    ):
-        for sample in islice(data.evaluation, GOLDEN_VECTORS):
-            native = shipped.encode(sample.inputs)
-            yield GoldenVector(native, shipped.run_native(native), float_.run(sample.inputs), sample.label)

@@ -300,6 +300,8 @@ def load(config: RunConfig) -> Model:
         preprocessing=load_preprocessing(config.preprocessing) if config.preprocessing is not None else None,
         labels=_read_labels(config.labels) if config.labels is not None else (),
         task=config.task,
+        max_source_length=config.max_source_length,
+        max_target_length=config.max_target_length,
     )
     return load_model(config.model, options)
 
@@ -317,10 +319,11 @@ def metric_of(config: RunConfig, model: Model, evaluation: Dataset) -> Callable[
     has_scores = any(len(spec.shape) == 2 and spec.shape[-1] not in (0, 1) for spec in model.outputs)
     if has_classes and has_scores:
         return load_metric("top1")
-    if config.max_accuracy_drop is not None:
+    limits = {"max-accuracy-drop": config.max_accuracy_drop, "min-accuracy-kept": config.min_accuracy_kept}
+    if limited := next((key for key, limit in limits.items() if limit is not None), None):
         raise UsageError(
             "can't be measured: the evaluation data have no class labels, or the model no class scores",
-            where="max-accuracy-drop",
+            where=limited,
             fix="give labelled data with --evaluation DATA, or name your own --metric file.py:function",
         )
     return None

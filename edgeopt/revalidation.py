@@ -75,7 +75,7 @@ def _terms(loaded: LoadedBundle, data: Dataset | None, threads: int, verify_on: 
     golden = golden_samples(loaded)
     gates = loaded.gates
     if data is None:
-        gates = replace(gates, max_accuracy_drop=None, min_agreement=None, min_sqnr_db=None)
+        gates = replace(gates, max_accuracy_drop=None, min_accuracy_kept=None, min_agreement=None, min_sqnr_db=None)
     count = len(golden if data is None else data)
 
     def samples() -> Iterator[Sample]:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # the values need NumPy, which `edgeopt --help` does not
 IMPORTANCES = (
     "l1", "l2", "mean-abs", "gradient", "taylor", "hessian", "activation", "batch-norm-scale", "random",
 )  # fmt: skip
+STUDENTS = ("model", "derived", "search")
 SCHEDULES = ("one-shot", "iterative", "cubic")
 #: What a goal may be given in, beside a share ("0.6x").
 _UNITS: dict[GoalName, dict[str, float]] = {
@@ -91,6 +92,19 @@ def _some_of(options: tuple[str, ...]) -> Parser:
     return parse
 
 
+def _a_student(value: object, place: Place) -> str:
+    """A way to make the student of the model, or where another network comes from."""
+    word = a_text(value, place)
+    if word in STUDENTS:
+        return word
+    if ":" not in word and not word.endswith((".pt2", ".onnx")):
+        raise place.error(
+            f"{word!r} is no way to make a student",
+            f"{nearest(word, STUDENTS)}give one of {', '.join(STUDENTS)}, or a network: file.py:factory, hf:DIR",
+        )
+    return str(a_source(value, place))
+
+
 def _key(name: str, field: str, parse: Parser, metavar: str, sample: str, text: str, group: str = "") -> StepKey:
     return StepKey(Key(name, group, parse, metavar, sample, text), field)
 
@@ -133,6 +147,8 @@ _TEACHING = tuple(
     for name, parse, metavar, sample, text in (
         ("alpha", a_fraction, "X", "0.5",
          "Weight of a task loss (cross-entropy, mse, your own); the rest is distillation. Default: 0.5."),
+        ("label_smoothing", between(0.0, 0.9), "X", "0.1",
+         "Share of a label that cross-entropy spreads over all classes. Default: 0."),
         ("temperature", between(0.01, 1000.0), "T", "2.0", "Of distillation. Default: 2."),
     )
 )  # fmt: skip
@@ -217,9 +233,9 @@ STEP_KEYS: dict[str, tuple[StepKey, ...]] = {
         _key("teacher", "teacher", a_source, "MODEL", '"big.py:build"',
              "What to learn from, given like the model. Default: the model as it was before any step."),
         _key("teacher_weights", "teacher_weights", a_path, "FILE", '"big.safetensors"', "Weights for the teacher."),
-        _key("student", "student", one_of(("model", "derived", "search")), "HOW", '"model"',
+        _key("student", "student", _a_student, "HOW", '"model"',
              "model: train it as it is; derived: make it narrower and shallower first; search: find out how much "
-             "under --student-to. Default: model."),
+             "under --student-to; file.py:factory or hf:DIR: a network of its own. Default: model."),
         _key("width", "width", between(0.05, 1.0), "X", "0.5", "Of a derived student, by the model's. Default: 1."),
         _key("depth", "depth", between(0.05, 1.0), "X", "0.5", "Of a derived student, by the model's. Default: 1."),
         _key("student_to", "to", a_goal, "GOAL", '"latency=0.5x"', f"Budget of the search: {COST_HELP}."),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -40,6 +43,8 @@ class _Observed:
             self.findings.append(finding)
 
 
+#: Bytes of a float file from which on the garbage of its conversions counts.
+LARGE = 1 << 26
 #: The one format that takes a native graph as it is; every other goes through torch.
 NATIVE_FORMAT: dict[str, Format] = {"onnx": "onnx", "savedmodel": "litert", "keras": "litert"}
 
@@ -104,6 +109,7 @@ class Workbench:
             except EdgeoptError as error:
                 self._refused[format_] = error
                 raise
+            _give_back(self._floats[format_])
         return self._floats[format_]
 
     def quantized_artifact(
@@ -131,6 +137,7 @@ class Workbench:
             with self._folder(f"{format_}-{self._conversions}") as directory:
                 artifact = load_exporter(format_, kind).export_quantized(model, float_artifact, request, directory)
             self._quantized[key] = (artifact, tuple(observed.findings))
+            _give_back(float_artifact)
         return self._quantized[key]
 
     def discard(self, format_: Format, scheme: Scheme, estimator: EstimatorSpec, rules: LayerRules) -> None:
@@ -191,3 +198,14 @@ class Workbench:
         except BaseException:
             shutil.rmtree(directory)
             raise
+
+
+def _give_back(float_artifact: Artifact) -> None:
+    """Return to the system what a large network's conversion has freed: cycles of graph nodes hold its weights, and the
+    C library keeps freed memory for a next time that may want it in other pieces."""
+    if float_artifact.size_bytes < LARGE:
+        return
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # musl has none
+        trim(0)

@@ -118,9 +118,19 @@ def test_a_recipe_of_steps(tmp_path: Path) -> None:
     assert third.training.learning_rate == 1e-5
 
 
+def test_a_student_may_be_a_network_of_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "edgeopt.toml"
+    file.write_text('[[step]]\ndo = "distil"\nstudent = "small.py:build"\nlabel-smoothing = 0.1\n')
+    (step,) = load_config(file, {}).step
+    assert isinstance(step, Distil)
+    assert step.student == f"{tmp_path / 'small.py'}:build"
+    assert step.teaching.label_smoothing == 0.1
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ('[[step]]\ndo = "distil"\nstudent = "derivd"', "did you mean 'derived'"),
         ("step = 3", "is not a list of tables"),
         ("[[step]]\nepochs = 3", "step 1: does not say what to do"),
         ('[[step]]\ndo = "purne"', "did you mean 'prune'"),

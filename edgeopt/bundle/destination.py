@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from edgeopt.bundle.generation_manifest import GENERATION, TOP_UNLISTED, is_generation_bundle
 from edgeopt.bundle.manifest import MANIFEST, UNLISTED, is_bundle
 from edgeopt.errors import EdgeoptError, MissingError, UsageError
 from edgeopt.json_data import loads
@@ -120,11 +121,23 @@ def _replaceable(final: Path) -> bool:
     present = {path.relative_to(final).as_posix() for path in final.rglob("*") if not path.is_dir()}
     if not present:
         return True
-    if not is_bundle(final):
-        return False
-    manifest = loads((final / MANIFEST).read_bytes(), MANIFEST)
-    files = manifest.get("files") if isinstance(manifest, dict) else None
-    return isinstance(files, dict) and present <= {*files, *UNLISTED}
+    if is_generation_bundle(final):
+        return present <= _known_files(final)
+    return is_bundle(final) and present <= {*_listed(final / MANIFEST), *UNLISTED}
+
+
+def _known_files(final: Path) -> set[str]:
+    """What a bundle of a network that writes holds: its own files, and those of the bundles in it."""
+    known = {*_listed(final / GENERATION), *TOP_UNLISTED}
+    for part in (folder for folder in final.iterdir() if is_bundle(folder)):
+        known |= {f"{part.name}/{name}" for name in (*_listed(part / MANIFEST), *UNLISTED)}
+    return known
+
+
+def _listed(manifest: Path) -> frozenset[str]:
+    plain = loads(manifest.read_bytes(), manifest.name)
+    files = plain.get("files") if isinstance(plain, dict) else None
+    return frozenset(files) if isinstance(files, dict) else frozenset()
 
 
 def _make_parents(directory: Path) -> list[Path]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from edgeopt.bundle.consistency import check_consistency
 from edgeopt.bundle.contents import GoldenVector
+from edgeopt.bundle.generation_manifest import refuse_generation_bundle
 from edgeopt.bundle.manifest import ADDED, MANIFEST, REPORT, UNLISTED, FileEntry, Manifest, StoredArray, parse_manifest
 from edgeopt.errors import TamperedError, UsageError
 from edgeopt.json_data import loads
@@ -154,6 +155,7 @@ def open_bundle(path: Path) -> LoadedBundle:
     if not path.is_dir():
         fix = "unpack it first, if it is a .zip" if path.is_file() else None
         raise UsageError("is not a bundle directory", where=str(path), fix=fix)
+    refuse_generation_bundle(path)
     if not (path / MANIFEST).is_file():
         raise UsageError(f"is not a bundle: it has no {MANIFEST}", where=str(path))
     present = set(_regular_files(path))

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeopt.bundle.archive import files_of, open_anywhere
+from edgeopt.bundle.archive import open_whole
+from edgeopt.bundle.archive_whole import AnyBundle, description_of, files_of, listed_in
 from edgeopt.bundle.destination import replace_file
-from edgeopt.bundle.manifest import DEVICE_REPORT, MANIFEST, REPORT, SIGNATURE, SUMS
-from edgeopt.bundle.reader import LoadedBundle
+from edgeopt.bundle.manifest import DEVICE_REPORT, REPORT, SIGNATURE, SUMS
 from edgeopt.bundle.signature import PublicKey, SecretKey, Signature, key_name, parse_signature, sign, verify
 from edgeopt.errors import TamperedError, UsageError
 from edgeopt.formats.files import sha256_of
@@ -30,7 +30,8 @@ class Verified:
 
     Attributes:
         files: how many there are; every one had the hash that was announced.
-        manifest_sha256: names this very bundle; deltas and signatures speak of it.
+        manifest_sha256: of manifest.json, or of generation.json of a network that writes; names this very bundle,
+            deltas speak of it.
         signed_by: key number of the signature, verified only if `signature_verified`; None without a signature.
         comment: the signature's trusted comment.
     """
@@ -46,7 +47,7 @@ class Verified:
 
 
 def verify_bundle(path: Path, key: PublicKey | None = None) -> Verified:
-    """Hold a bundle, or a zipped one, against its manifest and its signature.
+    """Hold a bundle, or a zipped one, against its manifest and its signature; a network that writes with all parts.
 
     Args:
         key: whose signature it must carry; None accepts an unsigned bundle.
@@ -55,7 +56,7 @@ def verify_bundle(path: Path, key: PublicKey | None = None) -> Verified:
     doesn't cover the files as they are; and with a key, when there is none, or one by another key or over something
     else. Raises UsageError when it is no bundle, MissingError when a signature can't be verified here.
     """
-    with open_anywhere(path) as bundle:
+    with open_whole(path) as bundle:
         signature = _signature(bundle, path)
         if signature is None and key is not None:
             raise TamperedError(
@@ -71,14 +72,14 @@ def verify_bundle(path: Path, key: PublicKey | None = None) -> Verified:
             target=bundle.manifest.target,
             status=bundle.status,
             files=len(files_of(bundle)),
-            manifest_sha256=sha256_of(bundle.path / MANIFEST),
+            manifest_sha256=sha256_of(bundle.path / description_of(bundle)),
             signed_by=key_name(signature.number) if signature is not None else None,
             signature_verified=signature is not None and key is not None,
             comment=signature.trusted_comment if signature is not None else None,
         )
 
 
-def sign_bundle(bundle: LoadedBundle, key: SecretKey) -> PublicKey:
+def sign_bundle(bundle: AnyBundle, key: SecretKey) -> PublicKey:
     """Write `SHA256SUMS` and `SHA256SUMS.minisig` into the bundle, in place of older ones.
 
     Raises UsageError when a file has a name that the list can't hold, or the bundle isn't writable; MissingError
@@ -102,14 +103,14 @@ def sums_text(hashes: Mapping[str, str]) -> str:
     return "".join(f"{digest}  {name}\n" for name, digest in sorted(hashes.items()))
 
 
-def _hashes(bundle: LoadedBundle) -> dict[str, str]:
+def _hashes(bundle: AnyBundle) -> dict[str, str]:
     """File -> SHA-256. Those in the manifest were verified when the bundle was opened."""
-    listed = {name: entry.sha256 for name, entry in bundle.manifest.files.items()}
+    listed = {name: entry.sha256 for name, entry in listed_in(bundle).items()}
     others = {name for name in files_of(bundle) if name not in listed} - _NOT_SUMMED
     return {**listed, **{name: sha256_of(bundle.path / name) for name in others}}
 
 
-def _signature(bundle: LoadedBundle, path: Path) -> Signature | None:
+def _signature(bundle: AnyBundle, path: Path) -> Signature | None:
     """The bundle's signature, None where there is none. Raises TamperedError where there is half of one."""
     present = {name for name in _NOT_SUMMED if (bundle.path / name).is_file()}
     if not present:
@@ -120,7 +121,7 @@ def _signature(bundle: LoadedBundle, path: Path) -> Signature | None:
     return parse_signature((bundle.path / SIGNATURE).read_bytes(), f"{path}: {SIGNATURE}")
 
 
-def _check_sums(sums: bytes, bundle: LoadedBundle, path: Path) -> None:
+def _check_sums(sums: bytes, bundle: AnyBundle, path: Path) -> None:
     """Raises TamperedError unless SHA256SUMS is about exactly the files that are there, as they are."""
     actual = _hashes(bundle)
     signed = _parse(sums, f"{path}: {SUMS}")
@@ -131,7 +132,7 @@ def _check_sums(sums: bytes, bundle: LoadedBundle, path: Path) -> None:
 
 
 def _advice(name: str) -> str:
-    if name in (REPORT, DEVICE_REPORT):
+    if name.rpartition("/")[2] in (REPORT, DEVICE_REPORT):
         return "'edgeopt device run' does that: look at it, then sign the bundle again"
     return "get the bundle again from whoever signed it"
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from transformers import MarianMTModel
 
 PADDING, END, UNKNOWN = 0, 1, 2
+#: Positions that the network has; of a longer text the rest is not read.
+LONGEST = 128
 Pair = tuple[list[int], list[int]]
 
 
@@ -83,7 +85,7 @@ def build_teacher(config: TeacherConfig, vocabulary: int) -> MarianMTModel:
             activation_function="relu",
             scale_embedding=True,
             static_position_embeddings=True,
-            max_position_embeddings=128,
+            max_position_embeddings=LONGEST,
             pad_token_id=PADDING,
             eos_token_id=END,
             decoder_start_token_id=PADDING,
@@ -120,7 +122,11 @@ def train_teacher(
 def _encoded(pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer) -> list[Pair]:
     sources = tokenizer.encode_batch([source for source, _ in pairs])
     targets = tokenizer.encode_batch([target for _, target in pairs])
-    return [(one.ids, other.ids) for one, other in zip(sources, targets, strict=True)]
+    return [(_cut(one.ids), _cut(other.ids)) for one, other in zip(sources, targets, strict=True)]
+
+
+def _cut(ids: list[int]) -> list[int]:
+    return ids if len(ids) <= LONGEST else [*ids[: LONGEST - 1], END]
 
 
 def _train(module: MarianMTModel, rows: list[Pair], config: TeacherConfig, kept: Path, progress: Progress) -> None:

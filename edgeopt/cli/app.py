@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from edgeopt.cli.bundle import bundle
+from edgeopt.cli.case_study import case_study
 from edgeopt.cli.compare import compare
 from edgeopt.cli.compress import distil, factorize, prune, qat, sparsify
 from edgeopt.cli.console import Settings
@@ -18,6 +19,7 @@ from edgeopt.cli.devices import devices
 from edgeopt.cli.doctor import doctor
 from edgeopt.cli.emulator import emulator
 from edgeopt.cli.export import export
+from edgeopt.cli.generate import generate
 from edgeopt.cli.init import init
 from edgeopt.cli.inspect import inspect
 from edgeopt.cli.predict import predict
@@ -27,11 +29,11 @@ from edgeopt.cli.validate import validate
 from edgeopt.cli.verify import verify
 
 _PANELS: dict[str, tuple[Callable[..., None] | typer.Typer, ...]] = {
-    "Build and prove": (export, validate, compare, device),
+    "Build and prove": (export, generate, validate, compare, device),
     "Make smaller first": (prune, sparsify, factorize, distil, qat),
     "Look": (inspect, predict, coverage, sensitivity, debug, targets, devices),
     "Pass on": (bundle, verify),
-    "Set up": (init, doctor, emulator),
+    "Set up": (init, doctor, emulator, case_study),
 }
 HELP = """Turn a trained PyTorch model into a quantized file for phones and boards, and prove it on that file.
 

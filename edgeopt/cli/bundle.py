@@ -153,9 +153,9 @@ def _sign_and_zip(
         secret = read_secret_key(sign, _asker(password_file, str(sign)))
     with work(context) as progress:
         progress.step(f"Verifying {path.name}")
-        from edgeopt.bundle import open_bundle
+        from edgeopt.bundle.archive_whole import open_directory
 
-        opened = open_bundle(path)
+        opened = open_directory(path)
         if sign is not None:
             from edgeopt.bundle.verification import sign_bundle
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 #: Field of `Gates` -> unit.
 _GATE_UNITS = {
     "max_accuracy_drop": "fraction",
+    "min_accuracy_kept": "fraction",
     "min_agreement": "fraction",
     "min_sqnr_db": "dB",
     "min_speedup": "x",

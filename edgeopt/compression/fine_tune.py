@@ -58,7 +58,7 @@ class FineTuning:
         """
         import copy
 
-        from edgeopt.training.fit import FitData, fit, record_of
+        from edgeopt.training.fit import FitData, class_count_of, fit, record_of
 
         teacher = (self.teacher or model).module
         if model.module is None or teacher is None:
@@ -70,7 +70,7 @@ class FineTuning:
                 fix="leave it out here, or add a distillation step",
             )
         module = copy.deepcopy(model.module)
-        data = FitData(self.training, self.validation, model.inputs, len(model.labels) or None)
+        data = FitData(self.training, self.validation, model.inputs, class_count_of(model))
         result = fit(
             module,
             teacher,

@@ -45,6 +45,7 @@ class QuantizationAwareTraining:
         loss: see `edgeopt.training.losses.load_loss`.
         alpha: weight of a task loss; the rest is distillation from the float model.
         temperature: of distillation.
+        label_smoothing: of cross-entropy.
         learned: train scales and ranges too (LSQ).
         checkpoint_dir: keeps the state of the last finished epoch; None keeps none.
         resume: continue from there.
@@ -66,6 +67,7 @@ class QuantizationAwareTraining:
     checkpoint_dir: Path | None = None
     resume: bool = False
     constraint: Constraint | None = None
+    label_smoothing: float = 0.0
 
     def not_applicable(self, model: Model, scheme: Scheme) -> str | None:
         del model
@@ -92,14 +94,22 @@ class QuantizationAwareTraining:
         import copy
 
         from edgeopt.training.batch_norm import with_current_statistics
-        from edgeopt.training.fit import record_of
+        from edgeopt.training.fit import class_count_of, record_of
         from edgeopt.training.losses import load_loss
         from edgeopt.training.quantized_module import QuantizedModule
 
         if model.module is None or inputs.samples is None:
             raise ValueError("run_pass checks for a module and samples")
-        loss = load_loss(self.loss, self.training.is_labelled, self.alpha, self.temperature, len(model.labels) or None)
-        is_static = not any(spec.is_dynamic for spec in model.inputs)
+        loss = load_loss(
+            self.loss,
+            self.training.is_labelled,
+            self.alpha,
+            self.temperature,
+            class_count_of(model),
+            self.label_smoothing,
+        )
+        # The parts that a network that writes is exported to have fixed shapes.
+        is_static = model.generation is not None or not any(spec.is_dynamic for spec in model.inputs)
         network = model.module
         if self.config.freeze_batch_norm_after > 0:
             network = with_current_statistics(network, _arguments(model, inputs.samples()))
@@ -113,7 +123,7 @@ class QuantizationAwareTraining:
             learned=self.learned,
         )
         result = self._trainer(quantized, model, inputs, loss).run()
-        teaching = Teaching(self.loss, self.alpha, self.temperature)
+        teaching = Teaching(self.loss, self.alpha, self.temperature, label_smoothing=self.label_smoothing)
         record = record_of(self.config, teaching, self.training, inputs.seed, result)
         step = StepRecord("quantization-aware-training", {**record, "learned_ranges": self.learned})
         return replace(
@@ -163,8 +173,8 @@ class QuantizationAwareTraining:
         validation = None if self.validation is None else self.validation.fingerprint()
         settings = (
             self.format, self.config, self.loss, loss.source, loss.class_count, self.alpha, self.temperature,
-            self.learned, inputs.scheme, inputs.rules, inputs.seed, inputs.count, inputs.estimator,
-            self.training.fingerprint(), validation, state_digest(model.module),
+            self.learned, self.label_smoothing, inputs.scheme, inputs.rules, inputs.seed, inputs.count,
+            inputs.estimator, self.training.fingerprint(), validation, state_digest(model.module),
             None if self.constraint is None else type(self.constraint).__qualname__,
         )  # fmt: skip
         digest = hashlib.sha256(repr(settings).encode())

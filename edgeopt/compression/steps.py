@@ -138,7 +138,8 @@ class Distil:
         teacher: model as for `edgeopt export`; None is the model as it was loaded, before any step.
         teacher_weights: for a factory.
         student: "model" trains the model as it is; "derived" first makes it narrower by `width` and shallower by
-            `depth`, starting from the teacher's own most important weights; "search" finds both under `to`.
+            `depth`, starting from the teacher's own most important weights; "search" finds both under `to`; any other
+            word is a network of another architecture, named as for `edgeopt export`, that takes the model's place.
         width, depth: multipliers in 0..1 of channels and of repeated blocks.
         to: budget of "search".
         trials: architectures that "search" tries.
@@ -148,7 +149,7 @@ class Distil:
 
     teacher: str | None = None
     teacher_weights: Path | None = None
-    student: Literal["model", "derived", "search"] = "model"
+    student: str = "model"
     width: float = 1.0
     depth: float = 1.0
     to: Goal | None = None

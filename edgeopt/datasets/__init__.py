@@ -31,7 +31,10 @@ __all__ = [
 #: What `open_dataset` opens: a spec, an object with __len__ and __getitem__, or an iterable that can start anew.
 DataSource = str | MapStyle | Iterable[object]
 
-FORMS = "a folder, or a .csv, .npz, .npy, .jsonl, .jsonl.gz or .txt file, or file.py:factory"
+FORMS = (
+    "a folder, or a .csv, .npz, .npy, .jsonl, .jsonl.gz or .txt file, two files of parallel texts as train.{en,de}.gz, "
+    "or file.py:factory"
+)
 
 
 def open_dataset(spec: DataSource, inputs: tuple[TensorSpec, ...], preprocessing: Preprocessing | None) -> Dataset:
@@ -75,7 +78,11 @@ def _open(
         from edgeopt.datasets.factory import in_memory, open_factory
 
         return open_factory(in_memory(spec), inputs, preprocessing, preprocess)
+    from edgeopt.datasets.parallel import open_parallel, parallel_files
+
     path = Path(spec).expanduser()
+    if not path.exists() and (files := parallel_files(spec)) is not None:
+        return open_parallel(files, preprocessing, preprocess)
     if not path.exists():
         if ":" not in spec:
             raise UsageError("no such data set", where=spec, fix=f"give {FORMS}")

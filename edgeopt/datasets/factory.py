@@ -45,6 +45,8 @@ def open_factory(
 class FactoryDataset(IndexedDataset):
     """What both kinds share: names, and labels as the first item has them."""
 
+    is_fixed = False
+
     def __init__(self, factory: UserObject, made: object, reader: ItemReader) -> None:
         self._factory = factory
         self._reader = reader

@@ -16,9 +16,11 @@ class IndexedDataset(ABC):
 
     Attributes:
         is_sequential: going back costs a new pass, so items should be asked for in ascending order.
+        is_fixed: an item is the same each time it is read; the user's own code may flip a picture or drop a word.
     """
 
     is_sequential = False
+    is_fixed = True
     _fingerprint: str | None = None
 
     @property

@@ -9,6 +9,8 @@ import numpy as np
 
 from edgeopt.datasets.fit import fit_inputs
 from edgeopt.datasets.labels import LABEL_KEYS
+from edgeopt.datasets.pairs import TextPair, pair_of_row, pair_of_text
+from edgeopt.datasets.sequences import writes
 from edgeopt.datasets.transform import Preprocessor, as_array
 from edgeopt.errors import DataError
 from edgeopt.types import Array, Preprocessing, Sample, TensorSpec, TextPreprocessing
@@ -32,6 +34,8 @@ class ItemReader:
         self._names = tuple(spec.name for spec in inputs)
         self._inputs = inputs
         self._text_keys = preprocessing.text_keys if isinstance(preprocessing, TextPreprocessing) else ()
+        is_written = isinstance(preprocessing, TextPreprocessing) and writes(preprocessing, inputs)
+        self._written = preprocessing if is_written else None
         self._preprocess = preprocess
         self._class_index = {name: index for index, name in enumerate(class_names)}
 
@@ -40,6 +44,10 @@ class ItemReader:
         where = f"item {index}"
         if isinstance(item, Sample):
             return replace(item, inputs=fit_inputs(item.inputs, self._inputs, item.name or where))
+        pair = self._pair(item, where)
+        if pair is not None:
+            arrays, target = self._preprocess.labelled(pair, where)
+            return Sample(arrays, target, where, pair.targets)
         raw, label = self._split(item, where)
         return Sample(self._preprocess(self._raw(raw, where), where), self.label(label, where), where)
 
@@ -57,6 +65,20 @@ class ItemReader:
             return self._class_index[label]
         array = as_array(label, f"{where}, label")
         return int(array.reshape(())) if array.dtype.kind in "iub" and array.size == 1 else array
+
+    def _pair(self, item: object, where: str) -> TextPair | None:
+        """A text and its target; None where the item is something else, or the model writes nothing."""
+        if self._written is None:
+            return None
+        if isinstance(item, TextPair):
+            return item
+        if isinstance(item, str):
+            return pair_of_text(item, self._written)
+        if isinstance(item, Mapping) and not any(name in item for name in self._names):
+            return pair_of_row(item, self._written, where)
+        if isinstance(item, tuple | list) and len(item) == 2 and _is_texts(item):
+            return TextPair(str(item[0]), (str(item[1]),))
+        return None
 
     def _split(self, item: object, where: str) -> tuple[object, object]:
         if isinstance(item, Mapping):

@@ -15,6 +15,8 @@ import numpy as np
 from edgeopt.datasets.blob import Blob
 from edgeopt.datasets.indexed import IndexedDataset
 from edgeopt.datasets.labels import INPUT_KEYS, LABEL_KEYS, ClassLabels, LabelColumn
+from edgeopt.datasets.pairs import TextPair, pair_of_row, pair_of_text
+from edgeopt.datasets.sequences import writes
 from edgeopt.datasets.transform import Preprocessor, as_array
 from edgeopt.errors import DataError, UsageError
 from edgeopt.types import Array, Preprocessing, Sample, TensorSpec, TextPreprocessing
@@ -48,7 +50,7 @@ class LineDataset(IndexedDataset):
         self._parse = parse
         self._raw = raw
         self._preprocess = preprocess
-        self._blob = _open(path)
+        self._blob = open_blob(path)
         self._starts = array("Q")
         self._blanks = array("Q")  # For each blank line, how many samples come before it.
         self._label_key: str | None = None
@@ -69,10 +71,14 @@ class LineDataset(IndexedDataset):
     def _load(self, index: int) -> Sample:
         where = f"{self._name}, line {self._line_number(index)}"
         row = self._parse(self._line(index), where)
+        raw = self._raw(row, where)
+        if isinstance(raw, TextPair):
+            inputs, target = self._preprocess.labelled(raw, where)
+            return Sample(inputs, target, f"row {index}", raw.targets)
         label: int | Array | None = self.label_of(index)
         if label is None and self._label_key is not None:
             label = as_array(row.get(self._label_key), f"{where}, {self._label_key!r}")
-        return Sample(self._preprocess(self._raw(row, where), where), label, f"row {index}")
+        return Sample(self._preprocess(raw, where), label, f"row {index}")
 
     def label_of(self, index: int) -> int | None:
         return None if self._classes is None else self._classes.codes[index]
@@ -117,6 +123,37 @@ class LineDataset(IndexedDataset):
         return index + 1 + bisect_right(self._blanks, index)
 
 
+class PairLines(LineDataset):
+    """One `TextPair` a line; labelled with the targets where the first line has one.
+
+    Args:
+        path: a .jsonl or .txt file, or one of these with .gz.
+        pair: (line, what to call it in messages) -> its texts; raises DataError.
+    """
+
+    def __init__(self, path: Path, pair: Callable[[bytes, str], TextPair], preprocess: Preprocessor) -> None:
+        self._pair = pair
+        self._has_targets: bool | None = None
+        super().__init__(path, self._row, _pair_of, (), preprocess)
+
+    @property
+    def is_labelled(self) -> bool:
+        return bool(self._has_targets)
+
+    def _row(self, line: bytes, where: str) -> Row:
+        pair = self._pair(line, where)
+        if self._has_targets is None:
+            self._has_targets = bool(pair.targets)
+        if self._has_targets and not pair.targets:
+            raise DataError("has no target, though the first line has", where=where)
+        return {"pair": pair}
+
+
+def _pair_of(row: Row, where: str) -> object:
+    del where
+    return row["pair"]
+
+
 def open_lines(
     path: Path, inputs: tuple[TensorSpec, ...], preprocessing: Preprocessing | None, preprocess: Preprocessor
 ) -> LineDataset:
@@ -125,6 +162,8 @@ def open_lines(
     Raises DataError naming the first line that can't be read, UsageError when texts come without a tokenizer.
     """
     is_plain = path.name.removesuffix(".gz").endswith(".txt")
+    if isinstance(preprocessing, TextPreprocessing) and writes(preprocessing, inputs):
+        return PairLines(path, _pair_parser(preprocessing, is_plain=is_plain), preprocess)
     if isinstance(preprocessing, TextPreprocessing):
         keys = ("text",) if is_plain else preprocessing.text_keys
         label_keys = tuple(key for key in LABEL_KEYS if key not in keys)
@@ -139,7 +178,8 @@ def open_lines(
     return LineDataset(path, _parse_json, lambda row, where: _arrays(row, inputs, where), label_keys, preprocess)
 
 
-def _open(path: Path) -> Blob:
+def open_blob(path: Path) -> Blob:
+    """Its bytes, unpacked where it ends in .gz. Raises DataError where it can't be read."""
     if path.suffix != ".gz":
         return Blob.of_file(path)
     try:
@@ -164,6 +204,16 @@ def _parse_text(line: bytes, where: str) -> Row:
         return {"text": line.decode("utf-8-sig").rstrip("\r\n")}
     except UnicodeDecodeError as error:
         raise DataError(f"is not UTF-8: {error}", where=where) from error
+
+
+def _pair_parser(preprocessing: TextPreprocessing, *, is_plain: bool) -> Callable[[bytes, str], TextPair]:
+    def plain(line: bytes, where: str) -> TextPair:
+        return pair_of_text(str(_parse_text(line, where)["text"]), preprocessing)
+
+    def json_object(line: bytes, where: str) -> TextPair:
+        return pair_of_row(_parse_json(line, where), preprocessing, where)
+
+    return plain if is_plain else json_object
 
 
 def _texts(row: Row, keys: tuple[str, ...], where: str) -> str | tuple[str, ...]:

@@ -58,6 +58,7 @@ class _Matched(IndexedDataset):
         self._indices = indices
         self._labels = labels
         self.is_sequential = isinstance(dataset, IndexedDataset) and dataset.is_sequential
+        self.is_fixed = isinstance(dataset, IndexedDataset) and dataset.is_fixed
 
     @property
     def is_labelled(self) -> bool:

@@ -21,6 +21,7 @@ class Subset(IndexedDataset):
         self._dataset = dataset
         self.indices = tuple(indices)
         self.is_sequential = _is_sequential(dataset)
+        self.is_fixed = isinstance(dataset, IndexedDataset) and dataset.is_fixed
 
     @property
     def is_labelled(self) -> bool:

@@ -29,7 +29,8 @@ class TextTransform:
     """Applies a `TextPreprocessing`.
 
     Texts are cut to max_length, or to the model's own sequence length if that is shorter. They are padded to
-    max_length unless padding is "none", and always to a sequence length that the model fixes.
+    max_length unless padding is "none", and always to a sequence length that the model fixes. Inputs that name their
+    padding are filled with it at the end.
     """
 
     def __init__(self, preprocessing: TextPreprocessing, inputs: tuple[TensorSpec, ...]) -> None:
@@ -38,25 +39,44 @@ class TextTransform:
         shortest, longest = _lengths(inputs)
         limit = preprocessing.max_length if longest is None else min(preprocessing.max_length, longest)
         self._pad_to = max(shortest, limit if preprocessing.padding == "max_length" else 0)
-        file = _tokenizer_file(preprocessing.tokenizer)
-        self._tokenizer = _load(file)
-        self._padding = _padding(self._tokenizer, file) if self._pad_to else None
+        self._prefix = preprocessing.prefix
+        file = tokenizer_file(preprocessing.tokenizer)
+        self._tokenizer = load_tokenizer(file)
+        self._padding = _padding(self._tokenizer, file, inputs) if self._pad_to else None
         self._configure(limit)
 
     def __call__(self, raw: object, where: str) -> dict[str, Array] | None:
         del where
-        if isinstance(raw, str):
-            encoding = self._tokenizer.encode(raw)
-        elif isinstance(raw, tuple) and raw and all(isinstance(text, str) for text in raw):
-            encoding = self._tokenizer.encode(*raw)
-        else:
+        if not isinstance(raw, str | tuple) or not raw or not all(isinstance(text, str) for text in raw):
             return None
+        encoding = self._encoded(raw)
         if self._padding is not None:
             encoding.pad(self._pad_to, **self._padding)
         return {
             spec.name: np.asarray([_field(encoding, field)]).astype(spec.dtype)
             for spec, field in zip(self._inputs, self._fields, strict=True)
         }
+
+    def ids(self, raw: str | tuple[str, ...]) -> list[int]:
+        """Tokens of a text, cut but not padded."""
+        ids: list[int] = self._encoded(raw).ids
+        return ids
+
+    def arrays(self, ids: list[int]) -> dict[str, Array]:
+        """The model's inputs for these tokens, padded at the end."""
+        width = max(len(ids), self._pad_to)
+        filler = 0 if self._padding is None else self._padding["pad_id"]
+        values = {"input_ids": (ids, filler), "attention_mask": ([1] * len(ids), 0), "token_type_ids": ([], 0)}
+        arrays: dict[str, Array] = {}
+        for spec, field in zip(self._inputs, self._fields, strict=True):
+            given, fill = values[field]
+            arrays[spec.name] = np.full((1, width), fill, spec.dtype)
+            arrays[spec.name][0, : len(given)] = given
+        return arrays
+
+    def _encoded(self, raw: str | tuple[str, ...]) -> Encoding:
+        texts = (raw,) if isinstance(raw, str) else raw
+        return self._tokenizer.encode(self._prefix + texts[0], *texts[1:])
 
     def _configure(self, limit: int) -> None:
         """Ours replaces what tokenizer.json itself says about lengths: many hold the padding of their training."""
@@ -98,7 +118,7 @@ def _lengths(inputs: tuple[TensorSpec, ...]) -> tuple[int, int | None]:
     return shortest, longest
 
 
-def _tokenizer_file(tokenizer: str) -> Path:
+def tokenizer_file(tokenizer: str) -> Path:
     path = Path(tokenizer)
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
@@ -108,7 +128,7 @@ def _tokenizer_file(tokenizer: str) -> Path:
     return file
 
 
-def _load(file: Path) -> Tokenizer:
+def load_tokenizer(file: Path) -> Tokenizer:
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
@@ -119,10 +139,15 @@ def _load(file: Path) -> Tokenizer:
         raise ConfigError(f"is not a tokenizer: {error}", where=str(file)) from error
 
 
-def _padding(tokenizer: Tokenizer, file: Path) -> dict[str, str | int]:
-    """Arguments of `Encoding.pad`: from tokenizer.json, else from the files that transformers writes beside it."""
+def _padding(tokenizer: Tokenizer, file: Path, inputs: tuple[TensorSpec, ...]) -> dict[str, str | int]:
+    """Arguments of `Encoding.pad`: what the model declares, else from tokenizer.json, else from the files that
+    transformers writes beside it."""
+    declared = next((spec.padding for spec in inputs if spec.padding is not None and "mask" not in spec.name), None)
+    if declared is not None:
+        token = tokenizer.id_to_token(declared) or ""
+        return {"direction": "right", "pad_id": declared, "pad_type_id": 0, "pad_token": token}
     own = tokenizer.padding or {}
-    config = _config_beside(file)
+    config = config_beside(file)
     direction = own.get("direction") or config.get("padding_side") or "right"
     named = own.get("pad_token") or config.get("pad_token")
     token = next((t for t in (named, *PAD_TOKENS) if t and tokenizer.token_to_id(t) is not None), None)
@@ -140,8 +165,8 @@ def _padding(tokenizer: Tokenizer, file: Path) -> dict[str, str | int]:
     }
 
 
-def _config_beside(file: Path) -> dict[str, str]:
-    """pad_token and padding_side from tokenizer_config.json; empty when there is none."""
+def config_beside(file: Path) -> dict[str, str]:
+    """pad_token, padding_side and eos_token from tokenizer_config.json; empty when there is none."""
     path = file.with_name("tokenizer_config.json")
     if not path.is_file():
         return {}
@@ -150,7 +175,7 @@ def _config_beside(file: Path) -> dict[str, str]:
     except ValueError as error:
         raise ConfigError(f"is not JSON: {error}", where=str(path)) from error
     found: dict[str, str] = {}
-    for key in ("pad_token", "padding_side"):
+    for key in ("pad_token", "padding_side", "eos_token"):
         value = config.get(key) if isinstance(config, dict) else None
         # A token is its text, or an object that holds the text and how it is stripped.
         value = value.get("content") if isinstance(value, dict) else value

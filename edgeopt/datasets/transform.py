@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 
@@ -22,13 +22,22 @@ class Transform(Protocol):
         ...
 
 
+@runtime_checkable
+class LabellingTransform(Transform, Protocol):
+    """A transform that finds the label in the raw item too."""
+
+    def prepare(self, raw: object, where: str) -> tuple[dict[str, Array], Array | None] | None:
+        """The model's inputs and the label; None as above."""
+        ...
+
+
 class TransformFactory(Protocol):
     def __call__(self, preprocessing: Preprocessing, inputs: tuple[TensorSpec, ...]) -> Transform: ...
 
 
 TRANSFORMS: dict[str, str] = {
     "image": "edgeopt.datasets.image:ImageTransform",
-    "text": "edgeopt.datasets.text:TextTransform",
+    "text": "edgeopt.datasets.sequences:text_transform",
     "audio": "edgeopt.datasets.audio:AudioTransform",
     "array": "edgeopt.datasets.array:ArrayTransform",
 }
@@ -64,10 +73,19 @@ class Preprocessor:
 
         Raises DataError when the item can't be read or doesn't fit the model.
         """
-        arrays = None if self._transform is None else self._transform(raw, where)
+        return self.labelled(raw, where)[0]
+
+    def labelled(self, raw: object, where: str) -> tuple[dict[str, Array], Array | None]:
+        """The same, and the label that the item itself holds, as a `TextPair` does; None where it holds none."""
+        transform, label = self._transform, None
+        arrays: dict[str, Array] | None = None
+        if isinstance(transform, LabellingTransform):
+            arrays, label = transform.prepare(raw, where) or (None, None)
+        elif transform is not None:
+            arrays = transform(raw, where)
         if arrays is None:
             arrays = name_arrays(raw, self._inputs, where)
-        return fit_inputs(arrays, self._inputs, where)
+        return fit_inputs(arrays, self._inputs, where), label
 
 
 def name_arrays(raw: object, inputs: tuple[TensorSpec, ...], where: str) -> dict[str, Array]:

@@ -86,7 +86,8 @@ def lower_delegated(
         else:
             layers[instruction] = handles.get(handle, "")
     content = _settled(manager.buffer, backend, settle) if settle is not None else manager.buffer
-    path.write_bytes(add_layers(content, layers))
+    path.write_bytes(content)
+    add_layers(path, layers)
 
 
 def delegated_artifact(

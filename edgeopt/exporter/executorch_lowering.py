@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeopt.errors import ConversionError
+from edgeopt.exporter.executorch_attention import drop_idle_expansions, write_out_attention, write_out_insertions
 from edgeopt.exporter.executorch_graph import layer_of, operator_name, own_every_dequantize, write_out_gelus
 from edgeopt.formats.executorch_layers import add_layers
 from edgeopt.layer_names import strip_wrapper
@@ -59,9 +60,11 @@ def lower(program: ExportedProgram, path: Path) -> None:
     from edgeopt.exporter.executorch_partitioner import partitioner
 
     write_out_gelus(program)
+    write_out_insertions(program)
+    write_out_attention(program)
     try:
         edge = to_edge_transform_and_lower(
-            program, transform_passes=[own_every_dequantize], partitioner=[partitioner()]
+            program, transform_passes=[own_every_dequantize, drop_idle_expansions], partitioner=[partitioner()]
         )
         exported = edge.exported_program()
         handles = {n.meta["debug_handle"]: layer_of(n) for n in exported.graph.nodes if "debug_handle" in n.meta}
@@ -76,7 +79,10 @@ def lower(program: ExportedProgram, path: Path) -> None:
             layers |= {(instruction, inner): layer for inner, layer in next(remaining, {}).items()}
         else:
             layers[instruction] = handles.get(handle, "")
-    path.write_bytes(add_layers(manager.buffer, layers))
+    with path.open("wb") as file:
+        manager.write_to_file(file)
+    del edge, exported, blocks, manager  # each holds the weights once more
+    add_layers(path, layers)
     _check_loads(path)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from edgeopt.errors import ConversionError, MissingError
 from edgeopt.exporter import litert_graph
 from edgeopt.exporter.litert_names import layers_in, mark_layers, rename
+from edgeopt.formats.litert_write import write_model
 from edgeopt.types import Array, Dim, Model, NativeGraph, TensorSpec
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ CHANNELS_LAST = (0, 2, 3, 1)
 _CHANNELS_FIRST = (0, 3, 1, 2)
 #: Attribute under which our adapter holds the model.
 _ADAPTED = "edgeopt_adapted"
+#: Bytes of weights from which on litert-torch shall leave them where they are. It otherwise copies each, and once more
+#: each that it transposes. What it can't fold into weights that it does not look at, it folds by running LiteRT.
+LARGE = 1 << 28
 
 
 @contextmanager
@@ -85,19 +89,27 @@ def from_torch(model: Model, destination: Path) -> None:
     arguments = _example_arguments(model)
     dynamic_shapes = _dynamic_shapes(model.inputs)
     program = _trace(_adapt(model), arguments, dynamic_shapes, model)
+    litert_graph.drop_unread_weights(program)
     litert_graph.rewrite(program)
     output_layers = mark_layers(program.graph, _ADAPTED)
     try:
         with quiet():
-            converted = litert_torch.convert(program, arguments, dynamic_shapes=dynamic_shapes)
+            converted = litert_torch.convert(
+                program, arguments, dynamic_shapes=dynamic_shapes, lightweight_conversion=_is_large(program)
+            )
             converted.export(str(destination))
     except Exception as error:  # Every lowering raises its own type.
         raise _conversion_error(error, model.name, dynamic_shapes is not None) from error
     if not destination.is_file() or not destination.stat().st_size:
         raise ConversionError("litert-torch wrote an empty file", where=model.name)
+    del converted, program  # they hold the weights once more
     content = flatbuffer_utils.read_model(str(destination))
     rename(content, [t.name for t in model.inputs], [t.name for t in model.outputs], output_layers)
-    flatbuffer_utils.write_model(content, str(destination))
+    write_model(content, destination)
+
+
+def _is_large(program: torch.fx.GraphModule) -> bool:
+    return sum(tensor.nbytes for tensor in (*program.parameters(), *program.buffers())) >= LARGE
 
 
 def _example_arguments(model: Model) -> tuple[torch.Tensor, ...]:

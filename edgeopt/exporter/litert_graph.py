@@ -155,6 +155,18 @@ def keep_spatial_reductions(program: torch.fx.GraphModule) -> None:
     program.recompile()
 
 
+def drop_unread_weights(program: torch.fx.GraphModule) -> None:
+    """Forget the parameters and buffers that no operator reads. A part of a larger network is traced with all of its
+    weights, and litert-torch would copy every one of them."""
+    program.graph.eliminate_dead_code()
+    read = {str(node.target) for node in program.graph.nodes if node.op == "get_attr"}
+    parameters = program.named_parameters(remove_duplicate=False)
+    for name in [name for name, _ in (*parameters, *program.named_buffers(remove_duplicate=False)) if name not in read]:
+        path, _, attribute = name.rpartition(".")
+        delattr(program.get_submodule(path), attribute)
+    program.recompile()
+
+
 def infer_dynamic_sizes(program: torch.fx.GraphModule) -> None:
     """Leave a reshape's one dynamic size to be inferred (-1): litert-torch can't reshape to a computed size."""
     import torch

@@ -6,6 +6,7 @@ import contextlib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,8 @@ from edgeopt.exporter.litert_plan import Graph, KeptFloat
 from edgeopt.exporter.litert_recipe import write_recipe
 from edgeopt.exporter.litert_rewrite import split_hardswish
 from edgeopt.exporter.litert_statistics import statistics
+from edgeopt.formats.files import size_of
+from edgeopt.formats.litert_write import write_model
 from edgeopt.types import Scheme, Signature
 
 if TYPE_CHECKING:
@@ -78,8 +81,10 @@ def quantize(
             ranges |= lowered.ranges
             wide |= lowered.wide
         graphs = [Graph.of(model, graph) for graph in model.subgraphs]
-    content = _converted(model, graphs, request.scheme, ranges, wide, {k.tensor for k in kept}, source.name)
-    finished = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+    with TemporaryDirectory(dir=destination.parent) as scratch:
+        names = {k.tensor for k in kept}
+        content = _converted(model, graphs, request.scheme, ranges, wide, names, Path(scratch), source.name)
+        finished = flatbuffer_utils.read_model(str(content))
     if integers is not None:
         fill_islands(finished, ranges, {k.tensor for k in kept}, wide, request.scheme)
         rename_conversions(finished, {tensor.name.decode() for graph in model.subgraphs for tensor in graph.tensors})
@@ -87,7 +92,7 @@ def quantize(
     for buffer in finished.buffers:
         if buffer.data is not None:  # Anything but an array is written byte by byte, which takes seconds.
             buffer.data = np.frombuffer(buffer.data, np.uint8)
-    destination.write_bytes(bytes(flatbuffer_utils.convert_object_to_bytearray(finished)))
+    write_model(finished, destination)
     return tuple(kept)
 
 
@@ -122,28 +127,31 @@ def _converted(
     ranges: Mapping[str, Range],
     wide: set[str],
     kept: set[str],
+    scratch: Path,
     where: str,
-) -> bytes:
+) -> Path:
+    """The file as ai-edge-quantizer makes it, in `scratch`. Files, since it would keep what it is given otherwise."""
     with quiet():
-        from ai_edge_litert.tools import flatbuffer_utils
         from ai_edge_quantizer import quantizer as aeq
+    given, made = scratch / "float.tflite", scratch / "quantized.tflite"
+    write_model(model, given)
     try:
         # It draws a progress bar for every model, however small and told not to.
         with quiet(), contextlib.redirect_stderr(io.StringIO()):
-            quantizer = aeq.Quantizer(bytes(flatbuffer_utils.convert_object_to_bytearray(model)))
+            quantizer = aeq.Quantizer(str(given))
             write_recipe(
                 quantizer,
                 scheme,
                 wide=litert_plan.scopes(graphs, wide),
                 kept=litert_plan.scopes(graphs, kept),
             )
-            given = statistics(graphs, ranges, scheme) or _NOTHING_CALIBRATED
-            result = quantizer.quantize(given, enable_progress_bar=False, enable_progress_report=False)
+            known = statistics(graphs, ranges, scheme) or _NOTHING_CALIBRATED
+            quantizer.quantize(known, str(made), enable_progress_bar=False, enable_progress_report=False)
     except Exception as error:  # Every operator's rule raises its own type.
         raise ConversionError(f"ai-edge-quantizer failed: {error}", where=where) from error
-    if not result.quantized_model:
+    if not size_of(made):
         raise ConversionError("ai-edge-quantizer made an empty file", where=where)
-    return bytes(result.quantized_model)
+    return made
 
 
 def _align_outputs(model: schema.ModelT, source: schema.ModelT, io: str) -> None:

@@ -18,6 +18,7 @@ from edgeopt.exporter.onnx_products import takes_blocks, to_block_products
 from edgeopt.exporter.onnx_qdq import quantize_graph
 from edgeopt.exporter.onnx_report import unquantized_ops
 from edgeopt.exporter.onnx_rewrite import for_int8
+from edgeopt.exporter.onnx_shared import store_once, with_own_copies
 from edgeopt.exporter.onnx_storage import expand_at_load
 from edgeopt.exporter.onnx_support import unsupported
 from edgeopt.formats.onnx import layer_names, load, read_signature
@@ -53,6 +54,7 @@ class OnnxExporter:
     def export_float(self, model: Model, directory: Path) -> Artifact:
         path = directory / f"model_fp32{self.suffix}"
         proto = float_graph(model)
+        store_once(proto)
         write(proto, path)
         history = (*model.history, StepRecord("export", {"format": "onnx", "precision": "fp32"}))
         return _artifact(path, proto, "fp32", model, history, ())
@@ -64,7 +66,7 @@ class OnnxExporter:
         problem = unsupported(scheme, request.rules)
         if problem is not None:
             raise ConversionError(problem, where=model.name)
-        proto = load(float_artifact.path)
+        proto = with_own_copies(load(float_artifact.path))
         exempt = _exemption(request.keep_float)
         if scheme.precision == "fp16":
             result = to_float16(proto)
@@ -75,9 +77,10 @@ class OnnxExporter:
         else:
             result = _weights_only(proto, model.name, scheme, exempt)
         path = directory / f"model{self.suffix}"
+        unquantized = tuple(unquantized_ops(proto, result, exempt, scheme)) if scheme.is_quantized else ()
+        store_once(result)
         write(result, path)
         history = (*float_artifact.history, _record(request))
-        unquantized = tuple(unquantized_ops(proto, result, exempt, scheme)) if scheme.is_quantized else ()
         return _artifact(path, result, scheme.precision, model, history, unquantized)
 
     def store_sparse(self, artifact: Artifact, directory: Path) -> tuple[Artifact, tuple[Finding, ...]]:

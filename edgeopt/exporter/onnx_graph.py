@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeopt.errors import ConversionError, MissingError
+from edgeopt.exporter.onnx_aside import put_back, set_aside
 from edgeopt.formats.onnx import load, source_layer
 from edgeopt.layer_names import strip_wrapper
 from edgeopt.types import Array, Dim, Model, TensorSpec
@@ -215,12 +216,14 @@ def _simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Folded and fused by onnxsim; the graph as it was where onnxsim fails or changes what the graph takes or gives."""
     import onnxsim
 
+    light, weights = set_aside(proto)
     try:
-        simplified, verified = onnxsim.simplify(proto, skipped_optimizers=list(SKIPPED_OPTIMIZERS))
+        simplified, verified = onnxsim.simplify(light, skipped_optimizers=list(SKIPPED_OPTIMIZERS))
     # A C++ tool that is only an improvement: whatever it raises, the unsimplified graph is still right.
     except Exception:
         return proto
-    if verified and _interface(simplified) == _interface(proto):
+    if verified and _interface(simplified) == _interface(light):
+        put_back(simplified, weights)
         _name_biased_products(proto, simplified)
         proto = simplified
     return proto

@@ -17,6 +17,7 @@ from edgeopt.exporter.onnx_graph import clean, write
 from edgeopt.exporter.onnx_hexagon_plan import PRODUCTS, Concerned, HtpPlan
 from edgeopt.exporter.onnx_hexagon_prepare import check_static, for_htp
 from edgeopt.exporter.onnx_hexagon_qdq import Width, write_htp
+from edgeopt.exporter.onnx_shared import with_own_copies
 from edgeopt.formats.onnx import MOVEMENT, layer_names, load, read_signature, source_layer
 from edgeopt.formats.onnx_hexagon import FIRST_WITH_FLOAT, describe
 from edgeopt.layer_names import layer_is_exempt, strip_wrapper
@@ -64,7 +65,7 @@ class HexagonExporter:
             raise ConversionError(problem, where=model.name)
         if not isinstance(npu, Hexagon):
             raise ValueError("the scheme names no Hexagon")
-        proto = load(float_artifact.path)
+        proto = with_own_copies(load(float_artifact.path))
         check_static(proto)
         prepared = for_htp(proto, model.name)
         unquantized: tuple[UnquantizedOp, ...] = ()

@@ -6,8 +6,8 @@ JSON in a process of its own: nothing here imports torch, runs the model, or can
 
 from __future__ import annotations
 
-import hashlib
 import json
+import mmap
 import re
 import subprocess
 import tempfile
@@ -20,6 +20,7 @@ from typing import Any
 
 from edgeopt.errors import MissingError, UsageError
 from edgeopt.formats.executorch_layers import KEY, Layers, decode
+from edgeopt.formats.files import mapped, sha256_of, size_of
 from edgeopt.types import DType, FileSummary, OpInfo, Signature, SignatureTensor
 
 _Json = Mapping[str, Any]
@@ -76,15 +77,14 @@ class Program:
 
 def summarize(path: Path) -> FileSummary:
     """Read a .pte file. Raises UsageError when it is corrupt, MissingError when ExecuTorch is not installed."""
-    data = path.read_bytes()
-    program = _parse(data, path)
+    program = read_program(path)
     delegated = Counter(program.delegates)
     metadata = {"method": program.method, "methods": ", ".join(program.methods), "schema": str(program.version)}
     metadata |= {f"delegated blocks: {name}": str(count) for name, count in sorted(delegated.items())}
     return FileSummary(
         format="executorch",
-        size_bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
+        size_bytes=size_of(path),
+        sha256=sha256_of(path),
         signature=program.signature,
         ops=tuple(op.info for op in program.ops),
         metadata=metadata,
@@ -93,10 +93,10 @@ def summarize(path: Path) -> FileSummary:
 
 def read_program(path: Path) -> Program:
     """The operators with their handles; same errors as `summarize`."""
-    return _parse(path.read_bytes(), path)
+    return _parse(mapped(path), path)
 
 
-def _parse(data: bytes, path: Path) -> Program:
+def _parse(data: mmap.mmap | bytes, path: Path) -> Program:
     try:
         return Reader(data).program()
     except (ValueError, LookupError, TypeError, AttributeError, subprocess.SubprocessError) as error:
@@ -155,7 +155,7 @@ def _load(text: str) -> _Json:
 class Reader:
     """Reads one file. The layout is ExecuTorch's schema/program.fbs and its extended header (schema/README)."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: mmap.mmap | bytes) -> None:
         if data[4:6] != b"ET":
             raise ValueError("not an ExecuTorch program")
         has_header = data[8:12] == b"eh00"

@@ -3,36 +3,82 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 
 #: Name of the entry among the file's named data.
 KEY = "edgeopt.layers"
 #: More than any real table; keeps a hostile file from growing without bound.
 _LARGEST = 1 << 26
+#: Enough to see whether a file has an extended header.
+_HEAD_BYTES = 64
+#: Of ExecuTorch's writer, unless it is told otherwise.
+_SEGMENT_ALIGNMENT = 128
+_COPIED_AT_ONCE = 1 << 20
 
 #: Instruction of a portable kernel, or (instruction, debug handle) inside a delegate -> path of the source layer.
 Layers = Mapping[int | tuple[int, int], str]
 
 
-def add_layers(program: bytes, layers: Layers) -> bytes:
-    """The .pte file with that table in it; every other byte of data stays as it is."""
+def add_layers(path: Path, layers: Layers) -> None:
+    """Put that table into a .pte file, in place; every other byte of data stays as it is and is never in memory."""
+    from executorch.exir._serialize._program import _get_extended_header
+    from executorch.exir._serialize.padding import pad_to
+
+    data = encode(layers)
+    partial = path.with_name(f"{path.name}.partial")
+    with path.open("rb") as file:
+        header = _get_extended_header(file.read(_HEAD_BYTES))
+        if header is None:
+            # Neither weights nor a delegate: the table becomes the file's only segment.
+            file.seek(0)
+            partial.write_bytes(_with_first_segment(file.read(), data))
+        else:
+            at = header.segment_data_size + -header.segment_data_size % _SEGMENT_ALIGNMENT
+            file.seek(0)
+            head = _with_entry(file.read(header.program_size), at, len(data))
+            file.seek(header.segment_base_offset)
+            with partial.open("wb") as result:
+                result.write(head)
+                shutil.copyfileobj(file, result, _COPIED_AT_ONCE)
+                result.write(pad_to(b"", at - header.segment_data_size) + data)
+    partial.replace(path)
+
+
+def _with_first_segment(program: bytes, data: bytes) -> bytes:
     from executorch.exir._serialize._named_data_store import NamedDataStore
     from executorch.exir._serialize._program import deserialize_pte_binary, serialize_pte_binary
-    from executorch.exir.schema import Buffer
 
     file = deserialize_pte_binary(program)
-    if file.program.segments:
-        # ExecuTorch's reader empties this list, save where the file holds no data (no weights, no delegate). Its writer
-        # would then count the entries twice, and the table's index would be another's.
-        file.program.segments = []
-        file.program.constant_buffer = [Buffer(storage=b"")]
     store = NamedDataStore()
-    if file.named_data is not None:
-        store.merge_named_data_store(file.named_data)
-    store.add_named_data(KEY, encode(layers), alignment=1)
+    store.add_named_data(KEY, data, alignment=1)
     file.named_data = store.get_named_data_store_output()
     return bytes(serialize_pte_binary(file, extract_delegate_segments=True))
+
+
+def _with_entry(head: bytes, at: int, size: int) -> bytes:
+    """What stands before the segments, with one more of `size` bytes that begins `at` behind the first one's start.
+
+    The layout is that of ExecuTorch's schema/README: flatbuffer with an extended header in it, then aligned segments.
+    """
+    from executorch.exir._serialize._flatbuffer_program import _flatbuffer_to_program, _program_to_flatbuffer
+    from executorch.exir._serialize._program import _ExtendedHeader, _insert_flatbuffer_header
+    from executorch.exir._serialize.padding import aligned_size, pad_to
+    from executorch.exir.schema import DataSegment, NamedData
+    from executorch.exir.tensor import ALIGNMENT
+
+    program = _flatbuffer_to_program(head)
+    program.named_data = [*(program.named_data or []), NamedData(key=KEY, segment_index=len(program.segments))]
+    program.segments.append(DataSegment(offset=at, size=size))
+    flatbuffer = _program_to_flatbuffer(program, constant_tensor_alignment=ALIGNMENT)
+    room = aligned_size(_ExtendedHeader.EXPECTED_LENGTH, flatbuffer.max_alignment)
+    whole = room + len(flatbuffer.data)
+    base = aligned_size(whole, _SEGMENT_ALIGNMENT)
+    header = _ExtendedHeader(program_size=whole, segment_base_offset=base, segment_data_size=at + size)
+    placed = _insert_flatbuffer_header(flatbuffer.data, r"ET[0-9a-zA-Z][0-9a-zA-Z]", pad_to(header.to_bytes(), room))
+    return bytes(pad_to(placed, base))
 
 
 def encode(layers: Layers) -> bytes:

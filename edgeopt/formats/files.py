@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import shutil
 from pathlib import Path
 
@@ -25,6 +26,13 @@ def sha256_of(path: Path) -> str:
         return _sha256(path)
     lines = (f"{_sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files_of(path))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def mapped(path: Path) -> mmap.mmap | bytes:
+    """A file's bytes, of which only those that are looked at come to memory."""
+    with path.open("rb") as file:
+        # An empty file can't be mapped.
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size_of(path) else b""
 
 
 def copy(source: Path, destination: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import mmap
 import re
 import struct
 from collections import Counter
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
 from edgeopt.errors import UsageError
+from edgeopt.formats.files import mapped, sha256_of
 from edgeopt.types import DType, FileSummary, OpInfo, QuantParams, Signature, SignatureTensor
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def summarize(path: Path) -> FileSummary:
     Raises:
         UsageError: the file is not a .tflite file, or it is corrupt or truncated.
     """
-    data = path.read_bytes()
+    data = mapped(path)
     if data[4:8] != _IDENTIFIER:
         raise UsageError("is not a LiteRT file, or it is truncated", where=str(path), fix="export it again")
     try:
@@ -51,7 +52,7 @@ def summarize(path: Path) -> FileSummary:
         return FileSummary(
             format="litert",
             size_bytes=len(data),
-            sha256=hashlib.sha256(data).hexdigest(),
+            sha256=sha256_of(path),
             signature=model.signature,
             ops=_with_unique_names(ops),
             metadata=model.metadata,
@@ -87,7 +88,7 @@ class _Model:
     metadata: dict[str, str]
 
 
-def _parse(data: bytes) -> _Model:
+def _parse(data: mmap.mmap | bytes) -> _Model:
     from ai_edge_litert import schema_py_generated as schema
 
     model = schema.Model.GetRootAs(data, 0)
@@ -266,7 +267,7 @@ def _signature_tensor(name: str, tensor: _Tensor) -> SignatureTensor:
     )
 
 
-def _metadata(model: schema.Model, data: bytes) -> dict[str, str]:
+def _metadata(model: schema.Model, data: mmap.mmap | bytes) -> dict[str, str]:
     entries = {"schema_version": str(model.Version()), "description": (model.Description() or b"").decode()}
     if model.SignatureDefsLength():
         entries["signature"] = model.SignatureDefs(0).SignatureKey().decode()

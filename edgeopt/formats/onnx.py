@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
 from edgeopt.errors import UsageError
+from edgeopt.formats.files import sha256_of, size_of
 from edgeopt.types import DType, FileSummary, OpInfo, QuantParams, Signature, SignatureTensor
 
 if TYPE_CHECKING:
@@ -49,11 +49,10 @@ CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeL
 def summarize(path: Path) -> FileSummary:
     """Read one .onnx file; weights in external files are counted, not opened. Raises UsageError when it is corrupt."""
     model = load(path, weights=False)
-    data = path.read_bytes()
     return FileSummary(
         format="onnx",
-        size_bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
+        size_bytes=size_of(path),
+        sha256=sha256_of(path),
         signature=read_signature(model),
         ops=tuple(read_ops(model)),
         metadata=_metadata(model),

@@ -143,7 +143,7 @@ def _own_subject(report: Report) -> str:
 def _label(measurement: Measurement, report: Report) -> Text:
     """Name and thread count; below it how the figure was obtained, where that matters."""
     label = Text(title(measurement.name))
-    if measurement.threads is not None and measurement.unit == "ms":
+    if measurement.threads is not None and measurement.unit in ("ms", "tokens/s"):
         label.append(f", {measurement.threads} thread{'s' if measurement.threads != 1 else ''}")
     if measurement.threads is not None or measurement.spread is not None or measurement.provenance != "measured-host":
         label.append(f"\n{_provenance(measurement, report)}", style="dim")
@@ -169,7 +169,7 @@ def _figure(measurement: Measurement | None) -> str:
     if measurement is None:
         return "-"
     text = quantity(measurement.value, measurement.unit)
-    if measurement.spread is not None and measurement.unit in ("ms", "x"):
+    if measurement.spread is not None and measurement.unit in ("ms", "x", "tokens/s"):
         low, high = (three_digits(bound) for bound in measurement.spread)
         text += f" [{low}-{high}]"
     return text
@@ -182,9 +182,11 @@ def _change(reference: Measurement | None, shipped: Measurement | None) -> str:
     before, after = reference.value, shipped.value
     if shipped.unit == "fraction":
         return f"{100 * (after - before):+.2f} points"
-    if shipped.unit not in ("ms", "bytes") or before <= 0 or after <= 0:
+    if shipped.unit not in ("ms", "bytes", "tokens/s") or before <= 0 or after <= 0:
         return ""
-    smaller, larger = ("faster", "slower") if shipped.unit == "ms" else ("smaller", "larger")
+    if shipped.unit == "tokens/s":  # the one unit of which more is better
+        before, after = after, before
+    smaller, larger = ("smaller", "larger") if shipped.unit == "bytes" else ("faster", "slower")
     if after <= before:
         return f"{before / after:.2f}x {smaller}"
     return f"{after / before:.2f}x {larger}"

@@ -7,6 +7,7 @@ import math
 #: Long names of checks and measurements; any other name is shown with its underscores as spaces.
 TITLES = {
     "accuracy_drop": "accuracy drop",
+    "accuracy_kept": "accuracy kept",
     "sqnr_db": "SQNR",
     "source_sqnr_db": "SQNR, float file to source",
     "max_abs_error": "largest error",
@@ -28,6 +29,18 @@ TITLES = {
     "host_agreement": "answers as on this machine",
     "host_identical": "identical to this machine",
     "host_sqnr_db": "SQNR to this machine",
+    "time_to_first_token_ms": "time to first token",
+    "encoder_latency_ms": "encoder",
+    "prefill_latency_ms": "prefill",
+    "decoder_step_ms": "decoder, one step",
+    "tokens_per_second": "tokens per second",
+    "cache_bytes": "cache",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "wer": "word error rate",
     "top1": "top-1",
     "top5": "top-5",
 }
@@ -67,6 +80,8 @@ def quantity(value: float | None, unit: str) -> str:
             return _count(value)
         case "operators":
             return f"{value:.0f}"
+        case "tokens/s":
+            return f"{value:.0f}" if value >= 100 else three_digits(value)
         case _:
             return f"{value:.4g} {unit}".rstrip()
 

@@ -126,13 +126,14 @@ def adapt(module: torch.nn.Module, names: Sequence[str], keywords: tuple[str, ..
     def forward(self: Adapter, *tensors: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         return self.call(tensors)
 
-    _sign(forward, names)
+    sign(forward, names)
     named = type("Adapter", (Adapter,), {"forward": forward})
     adapter: torch.nn.Module = named()
     return adapter.eval()
 
 
-def _sign(function: Callable[..., object], names: Sequence[str]) -> None:
+def sign(function: Callable[..., object], names: Sequence[str]) -> None:
+    """Let a forward with `*tensors` say that it takes one parameter per name, which tracers read."""
     parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
     for name in names:
         parameter = re.sub(r"\W", "_", name)

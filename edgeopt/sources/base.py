@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeopt.types import Array, Preprocessing, TensorSpec
+from edgeopt.types import Array, Generation, Preprocessing, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +27,9 @@ class SourceOptions:
         inputs: signature, in the order in which the model takes them; see `parse_input`.
         preprocessing, labels: replace the source's.
         task: Hugging Face task ("text-classification", ...); by default config.json's architecture decides.
+        max_source_length: tokens that the encoder of a Hugging Face network that writes reads at most, or of a prompt.
+        max_target_length: tokens that its decoder reads at most, a prompt included. Both are the model's own limit, or
+            128 if that is more, by default.
     """
 
     weights: Path | None = None
@@ -35,6 +38,8 @@ class SourceOptions:
     preprocessing: Preprocessing | None = None
     labels: tuple[str, ...] = ()
     task: str | None = None
+    max_source_length: int | None = None
+    max_target_length: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,9 @@ class ModelSpec:
         preprocessing: how a sample becomes the inputs.
         labels: class names by index.
         name: names the model and its bundles.
+        generation: says that the network writes sequences. Its forward then takes the source and the target's tokens
+            (a decoder-only one, the tokens), and returns the logits behind each; beside it are the methods of
+            `edgeopt.sources.generative`. `inputs` must be given, with dynamic lengths.
     """
 
     module: torch.nn.Module
@@ -59,3 +67,4 @@ class ModelSpec:
     preprocessing: Preprocessing | None = None
     labels: tuple[str, ...] = ()
     name: str | None = None
+    generation: Generation | None = None

@@ -12,7 +12,7 @@ from edgeopt.sources import adapter
 from edgeopt.sources.base import SourceOptions
 from edgeopt.sources.observe import Call, array_of, observe_outputs, run
 from edgeopt.sources.signature import check_example, check_specs, describe, synthesize, with_layout
-from edgeopt.types import Array, Model, NativeGraph, Preprocessing, StepRecord, TensorSpec
+from edgeopt.types import Array, Generation, Model, NativeGraph, Preprocessing, StepRecord, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +36,7 @@ def build(
     record: StepRecord,
     sha256: str,
     is_convolutional: bool | None = None,
+    generation: Generation | None = None,
 ) -> Model:
     """Find out a module's signature by running it.
 
@@ -78,6 +79,7 @@ def build(
         labels=options.labels or labels,
         history=(record,),
         source_sha256=sha256,
+        generation=generation,
     )
 
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from edgeopt.types import AudioPreprocessing, Dim, ImagePreprocessing, Preprocessing, TensorSpec, TextPreprocessing
+from edgeopt.sources.huggingface_inputs import preprocessor_settings
+from edgeopt.sources.huggingface_tokenizer import tokenizer_of
+from edgeopt.types import (
+    AudioPreprocessing,
+    Dim,
+    Generation,
+    ImagePreprocessing,
+    Preprocessing,
+    TensorSpec,
+    TextPreprocessing,
+)
 
 #: PIL's numbers for resampling filters.
 INTERPOLATIONS: dict[object, Literal["nearest", "lanczos", "bilinear", "bicubic"]] = {
@@ -27,17 +36,32 @@ def preprocessing_for(directory: Path, inputs: tuple[TensorSpec, ...]) -> Prepro
         case "input_ids":
             return _text(directory, inputs[0])
         case "pixel_values":
-            return _image(_settings(directory), inputs[0])
+            return _image(preprocessor_settings(directory), inputs[0])
         case "input_values":
-            return _audio(_settings(directory), inputs[0])
+            return _audio(preprocessor_settings(directory), inputs[0])
         case _:
             return None
 
 
-def _settings(directory: Path) -> Mapping[str, object]:
-    path = directory / "preprocessor_config.json"
-    settings: object = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return settings if isinstance(settings, dict) else {}
+def writing_preprocessing(directory: Path, generation: Generation, prefix: str) -> TextPreprocessing | None:
+    """How pairs of texts become the inputs of a network that writes; None without a tokenizer, or for speech.
+
+    A decoder-only network reads one text, which is its own target. Raises as `tokenizer_of` does.
+    """
+    tokenizer = None if generation.task == "speech-recognition" else tokenizer_of(directory)
+    if tokenizer is None:
+        return None
+    is_decoder = generation.kind == "decoder"
+    return TextPreprocessing(
+        str(tokenizer),
+        max_length=generation.max_target if is_decoder else generation.max_source,
+        padding="none",
+        text_keys=("text",) if is_decoder else ("source",),
+        target_key="text" if is_decoder else "target",
+        target_max_length=generation.max_target,
+        start_ids=generation.start_ids,
+        prefix=prefix,
+    )
 
 
 def _text(directory: Path, spec: TensorSpec) -> TextPreprocessing | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,8 @@ from edgeopt.sources import adapter
 from edgeopt.sources.base import ModelSpec, SourceOptions
 from edgeopt.sources.build import build, freeze
 from edgeopt.sources.digest import sha256_of
+from edgeopt.sources.generative import check_writer, observe_writer
+from edgeopt.sources.huggingface_generation import bare_writer_task, writing_model
 from edgeopt.sources.signature import DTYPES, fits, spec_of
 from edgeopt.types import Array, Model, StepRecord, TensorSpec
 
@@ -37,13 +40,25 @@ def model_of(
         weights: kind of the weights file, for the record.
         sha256: of what the module was made from.
 
-    Raises UsageError when examples, declared inputs and module don't fit one another.
+    Raises UsageError when examples, declared inputs and module don't fit one another, ConversionError when a network
+    that writes does not write token by token what it says of a whole target.
     """
     freeze(spec.module)
+    record = StepRecord("load", {"source": "python", "class": type(spec.module).__name__, "weights": weights})
+    task = None if spec.generation or spec.inputs or spec.example_inputs is not None else bare_writer_task(spec.module)
+    if task is not None and not options.inputs:
+        return _transformers_writer(
+            spec, options, task, name=spec.name or name, where=where, record=record, sha256=sha256
+        )
     examples = _examples(spec, where)
     inputs = options.inputs or spec.inputs or _specs_from(examples, where)
-    record = StepRecord("load", {"source": "python", "class": type(spec.module).__name__, "weights": weights})
-    return build(
+    if spec.generation is not None and not any(entry.is_dynamic for entry in inputs):
+        raise UsageError(
+            "a network that writes needs a dynamic length of its target",
+            where=where,
+            fix='give ModelSpec.inputs, the last of them TensorSpec(NAME, (1, Dim("target", 2, LENGTH)), "int64")',
+        )
+    model = build(
         spec.module,
         options,
         name=spec.name or name,
@@ -54,7 +69,26 @@ def model_of(
         labels=tuple(spec.labels),
         record=record,
         sha256=sha256,
+        generation=spec.generation,
     )
+    if spec.generation is not None:
+        model = observe_writer(model)
+        check_writer(model)
+    return model
+
+
+def _transformers_writer(
+    spec: ModelSpec, options: SourceOptions, task: str, *, name: str, where: str, record: StepRecord, sha256: str
+) -> Model:
+    """A network of transformers that came without a word about its inputs, and needs none."""
+    # As hf: sources are loaded: the other implementations of attention pick kernels by what the machine has.
+    set_attention = getattr(spec.module, "set_attn_implementation", None)
+    if callable(set_attention):
+        set_attention("eager")
+    model = writing_model(
+        spec.module, options, task=task, directory=None, where=where, name=name, record=record, sha256=sha256
+    )
+    return replace(model, preprocessing=options.preprocessing or spec.preprocessing)
 
 
 def load_spec(spec: ModelSpec, options: SourceOptions) -> Model:

@@ -16,7 +16,16 @@ from edgeopt.sources.weights import load_weights
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from edgeopt.types import Model
+
 METADATA_KEY = "edgeopt.structure"
+
+
+def save_weights(model: Model, original: Model, path: Path) -> None:
+    """Write what steps made of a model; see `save_model`. Raises ConversionError where either has no torch module."""
+    if model.module is None or original.module is None:
+        raise ConversionError("has no torch module to save", where=model.name)
+    save_model(model.module, original.module, path)
 
 
 def save_model(module: nn.Module, original: nn.Module, path: Path) -> None:

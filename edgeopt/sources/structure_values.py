@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,19 +28,27 @@ class PassThrough(nn.Module):
     """Stands where a residual block was: gives its first argument back.
 
     Args:
-        length: None returns the bare tensor; n returns a tuple of the tensor and n - 1 times None, as blocks do whose
+        length: None returns the bare tensor; n returns a tuple of the tensor and n - 1 others, as blocks do whose
             callers unpack attention weights or caches.
+        handed: for each of these others the place of the argument that it is, as blocks do that hand on what the first
+            of them made (T5's position bias), or -1 for None; empty where all are None.
     """
 
-    def __init__(self, length: int | None = None) -> None:
+    def __init__(self, length: int | None = None, handed: Sequence[int] = ()) -> None:
         super().__init__()
         if length is not None and not 1 <= length <= MAX_OUTPUTS:
             raise ValueError(f"a block returns 1 to {MAX_OUTPUTS} values, not {length}")
+        if handed and (length is None or len(handed) != length - 1):
+            raise ValueError(f"{len(handed)} values are handed on, and {length or 1} returned")
         self.length = length
+        self.handed = tuple(handed)
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor | tuple[Tensor | None, ...]:
         value = args[0] if args else next(iter(kwargs.values()))
-        return value if self.length is None else (value, *[None] * (self.length - 1))
+        if self.length is None:
+            return value
+        others = self.handed or (-1,) * (self.length - 1)
+        return value, *(args[place] if 0 <= place < len(args) else None for place in others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +146,7 @@ _ARGUMENTS: dict[LayerKind, tuple[str, ...]] = {
     "Conv2d": _CONVOLUTION,
     "Conv3d": _CONVOLUTION,
     "Identity": (),
-    "PassThrough": ("length",),
+    "PassThrough": ("length", "handed"),
     "PrunedMultiheadAttention": _ATTENTION,
 }
 

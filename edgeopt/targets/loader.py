@@ -49,6 +49,7 @@ class CalibrationForm(Form):
 
 class GatesForm(Form):
     max_accuracy_drop: Fraction = None
+    min_accuracy_kept: Fraction = None
     min_agreement: Fraction = None
     min_sqnr_db: Decibels = None
     min_speedup: Positive = None
@@ -110,6 +111,7 @@ def load(name_or_path: str) -> Target:
         estimator=EstimatorSpec(name=form.calibration.estimator, percentile=form.calibration.percentile),
         gates=Gates(
             max_accuracy_drop=gates.max_accuracy_drop,
+            min_accuracy_kept=gates.min_accuracy_kept,
             min_agreement=gates.min_agreement,
             min_sqnr_db=gates.min_sqnr_db,
             min_speedup=gates.min_speedup,

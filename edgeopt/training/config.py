@@ -55,6 +55,7 @@ class Teaching:
         attention: whether attention maps of equal shape are matched too.
         teacher_cache: folder that keeps the teacher's outputs in float32, for data that are the same in every epoch;
             None computes them anew.
+        label_smoothing: share of a label that cross-entropy spreads evenly over all classes.
     """
 
     loss: str | None = None
@@ -64,6 +65,7 @@ class Teaching:
     feature_weight: float = 1.0
     attention: bool = False
     teacher_cache: Path | None = None
+    label_smoothing: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
-from edgeopt.errors import DataError
-from edgeopt.types import Array, EstimatorSpec, Sample, TensorSpec
+from edgeopt.training.padding import free_dims, sizes_of, stack, stack_labels
+from edgeopt.types import Array, EstimatorSpec, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,9 +22,14 @@ if TYPE_CHECKING:
     from edgeopt.datasets.base import Dataset
 
 
-#: One tensor (batch, ...) per input of the model, in its order, then the teacher's outputs where they were kept, and
-#: the labels last where every sample has one. Accelerate moves and counts tuples of tensors, nothing else.
+#: One tensor (batch, ...) per input of the model, in its order, then the teacher's outputs where they were kept, the
+#: sizes of the samples where inputs can be filled up, and the labels last where every sample has one. Accelerate moves
+#: and counts tuples of tensors, nothing else.
 Batch = tuple[Tensor, ...]
+
+
+#: Batches whose samples are sorted by length together: enough for little padding, few enough to mix well.
+_POOL = 100
 
 
 class Kept(Protocol):
@@ -83,30 +88,43 @@ class Parts:
 
     Attributes:
         arguments: of the network. taught: the teacher's outputs, None where none are kept. labels: None without.
+        sizes: (samples, free dimensions), how long each sample is; None where none can be filled up.
     """
 
     arguments: tuple[Tensor, ...]
     taught: tuple[Tensor, ...] | None
     labels: Tensor | None
+    sizes: Tensor | None = None
 
 
 def parts(batch: Batch, inputs: tuple[TensorSpec, ...], kept: Kept | None = None) -> Parts:
     """Take a batch apart that was read together with `kept`."""
     start = len(inputs)
     end = start + (0 if kept is None else len(kept))
-    return Parts(batch[:start], None if kept is None else batch[start:end], batch[end] if len(batch) > end else None)
+    rest = batch[end:]
+    sizes, rest = (rest[0], rest[1:]) if free_dims(inputs) else (None, rest)
+    taught = None if kept is None else batch[start:end]
+    return Parts(batch[:start], taught, rest[0] if rest else None, sizes)
 
 
 class EpochOrder(Sampler[int]):
     """A permutation for each epoch; the same seed and epoch give the same one in every process.
 
-    A data set that can only be read forwards (`is_sequential`) keeps its order.
+    A data set that can only be read forwards (`is_sequential`) keeps its order. Samples of different lengths are put
+    in batches of about equal ones: of `_POOL` batches at a time, drawn at random, the samples are sorted by length and
+    cut into batches, whose order then is drawn too.
+
+    Args:
+        sizes: (samples, dimensions), how long each is; None where they are alike.
+        batch_size: samples that share a batch.
     """
 
-    def __init__(self, data: Dataset, seed: int) -> None:
+    def __init__(self, data: Dataset, seed: int, batch_size: int = 1, sizes: Array | None = None) -> None:
         self._count = len(data)
         self._shuffled = not getattr(data, "is_sequential", False)
         self._seed = seed
+        self._batch_size = min(batch_size, self._count)
+        self._sizes = sizes
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -115,8 +133,25 @@ class EpochOrder(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         if not self._shuffled:
             return iter(range(self._count))
-        order = np.random.default_rng((self._seed, self.epoch)).permutation(self._count)
+        random = np.random.default_rng((self._seed, self.epoch))
+        order = random.permutation(self._count)
+        if self._sizes is not None:
+            order = self._alike(order, self._sizes, random)
         return iter(order.tolist())
+
+    def _alike(self, order: Array, sizes: Array, random: np.random.Generator) -> Array:
+        full = self._count - self._count % self._batch_size
+        pool = self._batch_size * _POOL
+        pools = [order[start : min(start + pool, full)] for start in range(0, full, pool)]
+        batches = np.concatenate([indices[by_length(sizes[indices])] for indices in pools])
+        batches = batches.reshape(-1, self._batch_size)
+        # What fills no batch is left out; it is a random choice, and another one in every epoch.
+        return np.concatenate([batches[random.permutation(len(batches))].reshape(-1), order[full:]])
+
+
+def by_length(sizes: Array) -> Array:
+    """Places of the samples in the order of their longest dimension, then of the last one."""
+    return np.lexsort((sizes[:, -1], sizes.max(1)))
 
 
 class _Indices(TorchDataset[Any]):  # what it holds before and after collation differ in type
@@ -145,10 +180,15 @@ def training_batches(
 
 
 def validation_batches(
-    data: Dataset, inputs: tuple[TensorSpec, ...], batch_size: int, kept: Kept | None = None
+    data: Dataset,
+    inputs: tuple[TensorSpec, ...],
+    batch_size: int,
+    kept: Kept | None = None,
+    sizes: Array | None = None,
 ) -> DataLoader[Batch]:
-    """Every sample once, in order."""
-    return DataLoader(_Indices(len(data)), batch_size=batch_size, shuffle=False, collate_fn=_Read(data, inputs, kept))
+    """Every sample once, in order; with `sizes`, in the order of their lengths."""
+    order = range(len(data)) if sizes is None else by_length(sizes).tolist()
+    return DataLoader(_Indices(len(data)), batch_size=batch_size, sampler=order, collate_fn=_Read(data, inputs, kept))
 
 
 class _Read:
@@ -158,46 +198,17 @@ class _Read:
         self._data = data
         self._inputs = inputs
         self._kept = kept
+        self._may_pad = bool(free_dims(inputs))
 
     def __call__(self, indices: Sequence[int]) -> Batch:
         samples = [self._data[index] for index in indices]
-        arguments = [_stack(spec, samples) for spec in self._inputs]
-        labels = _stack_labels(samples)
+        arguments = [stack(spec, samples) for spec in self._inputs]
+        labels = stack_labels(samples, may_pad=self._may_pad)
         taught: tuple[Tensor, ...] = ()
         if self._kept is not None:
             self._kept.check(indices, arguments)
             taught = self._kept.of(indices)
-        return (*arguments, *taught, *(() if labels is None else (labels,)))
-
-
-def _stack(spec: TensorSpec, samples: Sequence[Sample]) -> Tensor:
-    for sample in samples:
-        if spec.name not in sample.inputs:
-            raise DataError(f"lacks the input {spec.name!r}", where=f"training sample {sample.name!r}")
-        shape, first = sample.inputs[spec.name].shape, samples[0].inputs[spec.name].shape
-        if shape[1:] != first[1:]:
-            raise DataError(
-                f"has shape {shape}, sample {samples[0].name!r} has {first}: they don't fit in one batch",
-                where=f"input {spec.name!r} of training sample {sample.name!r}",
-                fix="pad the samples to one size, or train with --batch-size 1",
-            )
-    arrays = [np.asarray(sample.inputs[spec.name], dtype=spec.dtype) for sample in samples]
-    return torch.from_numpy(np.ascontiguousarray(np.concatenate(arrays)))
-
-
-def _stack_labels(samples: Sequence[Sample]) -> Tensor | None:
-    labels = [sample.label for sample in samples]
-    if any(label is None for label in labels):
-        return None
-    arrays: list[Array] = [np.asarray(label) for label in labels]
-    for sample, array in zip(samples, arrays, strict=True):
-        if array.shape != arrays[0].shape:
-            raise DataError(
-                f"has a label of shape {array.shape}, sample {samples[0].name!r} one of {arrays[0].shape}",
-                where=f"training sample {sample.name!r}",
-            )
-    # A label array may carry the batch dimension of 1 that inputs have.
-    stacked = np.concatenate(arrays) if arrays[0].ndim > 0 and arrays[0].shape[0] == 1 else np.stack(arrays)
-    if stacked.dtype.kind in "iub":
-        return torch.from_numpy(stacked.astype(np.int64))
-    return torch.from_numpy(stacked.astype(np.float32))
+        sizes: tuple[Tensor, ...] = ()
+        if self._may_pad:
+            sizes = (torch.tensor([sizes_of(sample, self._inputs) for sample in samples]),)
+        return (*arguments, *taught, *sizes, *(() if labels is None else (labels,)))

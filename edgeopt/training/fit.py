@@ -21,9 +21,10 @@ from edgeopt.training.judge import Judge
 from edgeopt.training.loop import Trainer, frozen_copy
 from edgeopt.training.losses import Loss, load_loss
 from edgeopt.training.process import accelerator_for
-from edgeopt.training.rehearsal import takes_batches
+from edgeopt.training.rehearsal import free_axes, takes_batches
+from edgeopt.training.survey import survey
 from edgeopt.training.trainable import Trainable
-from edgeopt.types import TensorSpec
+from edgeopt.types import Model, TensorSpec
 
 if TYPE_CHECKING:
     from edgeopt.datasets.base import Dataset
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 #: Samples that show whether a network takes batches.
 _TRIED = 4
 
-__all__ = ["Constraint", "FitData", "Tightening", "fit", "record_of", "score", "score_of"]
+__all__ = ["Constraint", "FitData", "Tightening", "class_count_of", "fit", "record_of", "score", "score_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +137,7 @@ def score_of(
     """
     if data.validation is None or len(data.validation) == 0:
         raise DataError("there are no validation data to score the model on", fix="give --validation DATA")
+    known = survey(data.validation, data.inputs, progress)
     rows = _sample_rows(data.validation, data.inputs)
     networks = [Trainable(network, rows).eval() for network in (module, teacher) if network is not None]
     judged, taught = networks[0], networks[1] if len(networks) > 1 else None
@@ -153,11 +155,20 @@ def score_of(
                     where="validation data",
                     fix="give labelled data, or a teacher to compare with",
                 )
-            judge = Judge(judged, taught, data.validation, data.inputs, loss, batch_size, progress)
+            axes = free_axes(judged, first.arguments, data.inputs)
+            judge = Judge(
+                judged, taught, known.data, data.inputs, replace(loss, axes=axes), batch_size, progress,
+                sizes=known.sizes,
+            )  # fmt: skip
             return judge.score(accelerator)
         finally:
             for network in networks:
                 network.to("cpu")
+
+
+def class_count_of(model: Model) -> int | None:
+    """Classes, or tokens, that the model is known to tell apart; None where it declares none."""
+    return model.generation.vocabulary if model.generation is not None else len(model.labels) or None
 
 
 def record_of(
@@ -174,6 +185,7 @@ def record_of(
         "loss": None if teaching.loss is None else Path(teaching.loss).name,
         "alpha": teaching.alpha,
         "temperature": teaching.temperature,
+        **({"label_smoothing": teaching.label_smoothing} if teaching.label_smoothing else {}),
         **(matched if teaching.features or teaching.attention else {}),
         "seed": seed,
         "samples": len(training),
@@ -185,7 +197,8 @@ def record_of(
 
 def _loss(data: FitData, teaching: Teaching, *, has_teacher: bool, outputs: int | None) -> Loss:
     labelled = data.training.is_labelled
-    loss = load_loss(teaching.loss, labelled, teaching.alpha, teaching.temperature, data.class_count)
+    smoothing = teaching.label_smoothing
+    loss = load_loss(teaching.loss, labelled, teaching.alpha, teaching.temperature, data.class_count, smoothing)
     if not has_teacher:
         if loss.task is None:
             raise UsageError("distillation needs a teacher", where="training", fix="give one, or labelled data")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from edgeopt.datasets.base import Dataset
     from edgeopt.progress import Progress
-    from edgeopt.types import TensorSpec
+    from edgeopt.types import Array, TensorSpec
 
 
 class Judge:
@@ -30,6 +30,7 @@ class Judge:
         module: with its ranges set.
         teacher: in eval mode; None where the loss needs none.
         kept: the teacher's outputs for these data.
+        sizes: how long the samples are, where they differ: they are judged in that order.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Judge:
         batch_size: int,
         progress: Progress,
         kept: Kept | None = None,
+        sizes: Array | None = None,
     ) -> None:
         self._module = module
         self._teacher = teacher
@@ -51,13 +53,14 @@ class Judge:
         self._batch_size = batch_size
         self._progress = progress
         self._kept = kept
+        self._sizes = sizes
 
     def score(self, accelerator: Accelerator) -> Score:
         """Accuracy where labels are class indices, else the negative loss; the same in every process.
 
         Raises DataError where no label counts, or one names a class that the network does not score.
         """
-        batches = validation_batches(self._data, self._inputs, self._batch_size, self._kept)
+        batches = validation_batches(self._data, self._inputs, self._batch_size, self._kept, self._sizes)
         good = torch.zeros((), dtype=torch.float64)
         total = torch.zeros((), dtype=torch.float64)
         is_accuracy = True
@@ -91,7 +94,11 @@ class Judge:
             if batch.taught is None and self._teacher is not None:
                 taught = outputs_of(self._teacher, arguments)
             count = len(arguments[0])
-            return -float(self._loss_of(labels, bool(taught))(outputs, labels, taught)) * count, count, False
+            return (
+                -float(self._loss_of(labels, bool(taught))(outputs, labels, taught, batch.sizes)) * count,
+                count,
+                False,
+            )
 
     def _loss_of(self, labels: Tensor | None, has_teacher: bool) -> Loss:
         """What can be said without labels is the distance to the teacher."""

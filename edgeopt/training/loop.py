@@ -10,6 +10,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,7 +28,8 @@ from edgeopt.training.judge import Judge
 from edgeopt.training.losses import Loss
 from edgeopt.training.optimization import Schedule, optimizer_of
 from edgeopt.training.process import accelerator_for, reproducible, seed_everything
-from edgeopt.training.rehearsal import rehearse, takes_batches
+from edgeopt.training.rehearsal import free_axes, rehearse, takes_batches
+from edgeopt.training.survey import Survey, survey
 from edgeopt.training.teacher_cache import TeacherCache
 from edgeopt.training.trainable import Trainable, thawed
 
@@ -77,6 +79,8 @@ class Trainer:
         self._constraint = constraint
         self._average = MovingAverage(module, config.ema, keep_zeros=constraint is not None)
         self._best: dict[str, Tensor] = {}
+        self._training = Survey(data.training)
+        self._validation = None if data.validation is None else Survey(data.validation)
         self._kept: Kept | None = None
         self._kept_validation: Kept | None = None
 
@@ -109,7 +113,8 @@ class Trainer:
             self._progress = Silent()
         if self._teacher is not None:
             self._teacher.to(accelerator.device)
-        order = EpochOrder(self._data.training, self._seed)
+        self._survey()
+        order = EpochOrder(self._training.data, self._seed, config.batch_size, self._training.sizes)
         module.to(accelerator.device)
         optimizer = optimizer_of(module, config)
         self._rehearse(accelerator, next(iter(self._batches(order))))
@@ -153,6 +158,13 @@ class Trainer:
         self._calibrate(accelerator)
         return TrainingResult(state.epoch, state.best_epoch, state.best_score)
 
+    def _survey(self) -> None:
+        """Read the samples once, where they differ in length."""
+        data = self._data
+        self._training = survey(data.training, data.inputs, self._progress)
+        if data.validation is not None:
+            self._validation = survey(data.validation, data.inputs, self._progress)
+
     def _epoch(
         self,
         accelerator: Accelerator,
@@ -172,7 +184,8 @@ class Trainer:
                 for group in optimizer.param_groups:
                     group["lr"] = schedule.rate(step)
                 with accelerator.autocast(), _can_train():
-                    loss = self._loss(outputs_of(wrapped, taken.arguments), taken.labels, self._taught(taken))
+                    outputs = outputs_of(wrapped, taken.arguments)
+                    loss = self._loss(outputs, taken.labels, self._taught(taken), taken.sizes)
                     penalty = None if self._constraint is None else self._constraint.penalty()
                     loss = loss if penalty is None else loss + penalty
                 if not bool(torch.isfinite(loss)):
@@ -220,11 +233,11 @@ class Trainer:
                 network.rows = network.sample_rows
                 self._progress.step(f"Running the samples of a batch one by one: the {name} has a fixed batch size")
         with accelerator.autocast():
-            rehearse(module, teacher, self._loss, taken.arguments, taken.labels)
+            self._loss = replace(self._loss, axes=free_axes(module, taken.arguments, self._data.inputs))
+            rehearse(module, teacher, self._loss, taken.arguments, taken.labels, taken.sizes)
 
     def _batches(self, order: EpochOrder) -> DataLoader[Batch]:
-        data = self._data
-        return training_batches(data.training, data.inputs, self._config.batch_size, order, self._kept)
+        return training_batches(self._training.data, self._data.inputs, self._config.batch_size, order, self._kept)
 
     def _keep_teaching(self, accelerator: Accelerator) -> None:
         """Compute the teacher's outputs for all samples now, if they are to be kept."""
@@ -265,12 +278,12 @@ class Trainer:
     def _score(self, accelerator: Accelerator) -> float | None:
         """Of the module as it is now, its ranges found anew; None without validation data."""
         data = self._data
-        if data.validation is None:
+        if self._validation is None:
             return None
         self._calibrate(accelerator)
         judge = Judge(
-            self._module, self._teacher, data.validation, data.inputs, self._loss, self._config.batch_size,
-            self._progress, self._kept_validation,
+            self._module, self._teacher, self._validation.data, data.inputs, self._loss, self._config.batch_size,
+            self._progress, self._kept_validation, self._validation.sizes,
         )  # fmt: skip
         return judge.score(accelerator).value
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,9 +17,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgeopt.errors import DataError, UsageError
+from edgeopt.training.padding import real_positions
 from edgeopt.user_code import UserObject, load_user_object
 
+#: For each axis behind the batch, the place of a free dimension among the inputs' or None.
+Axes = tuple[int | None, ...]
+
 LOSSES = ("distillation", "cross-entropy", "mse")
+
+#: Rows of scores that tell whether they are shares.
+_LOOKED_AT = 8
 
 TaskLoss = Callable[[Sequence[Tensor], Tensor], Tensor]
 
@@ -35,6 +43,8 @@ class Loss:
         outputs: how many of the tensors that the networks return are outputs; those behind them are features, which
             are compared pair by pair with `relative_error`. None where all are outputs.
         feature_weight: of the mean over these pairs.
+        axes: for each of these tensors and each of its axes behind the batch, which of the inputs' free dimensions it
+            goes along (see `edgeopt.training.padding`); what was filled in there doesn't count. Empty where unknown.
     """
 
     task: TaskLoss | None
@@ -43,6 +53,7 @@ class Loss:
     class_count: int | None = None
     outputs: int | None = None
     feature_weight: float = 1.0
+    axes: tuple[Axes, ...] = ()
 
     @property
     def needs_teacher(self) -> bool:
@@ -53,14 +64,24 @@ class Loss:
         """Text of the file with the user's own loss; empty for one of ours."""
         return self.task.source() if isinstance(self.task, _UserLoss) else b""
 
-    def __call__(self, outputs: Sequence[Tensor], labels: Tensor | None, teacher: Sequence[Tensor]) -> Tensor:
+    def __call__(
+        self,
+        outputs: Sequence[Tensor],
+        labels: Tensor | None,
+        teacher: Sequence[Tensor],
+        sizes: Tensor | None = None,
+    ) -> Tensor:
         """The loss of one batch, a scalar.
+
+        Args:
+            sizes: (samples, free dimensions), how long each sample is; None where all are alike.
 
         Raises:
             DataError: a task loss meets a batch without labels.
             UsageError: the teacher returns other tensors than the network.
         """
         total = torch.zeros((), device=outputs[0].device)
+        real = self._real(outputs, sizes)
         outputs, features = self._split(outputs)
         teacher, wanted = self._split(teacher)
         if self.task is not None and self.alpha > 0:
@@ -71,10 +92,13 @@ class Loss:
         if weight > 0:
             check_same_shapes("output", outputs, teacher)
             classes, counted = self._class_outputs(outputs, labels)
-            total = total + weight * distillation(outputs, teacher, self.temperature, classes, counted)
+            total = total + weight * distillation(outputs, teacher, self.temperature, classes, real | counted)
         if features or wanted:
             check_same_shapes("feature", features, wanted)
-            errors = [relative_error(mine, goal) for mine, goal in zip(features, wanted, strict=True)]
+            errors = [
+                relative_error(mine, goal, real.get(index))
+                for index, (mine, goal) in enumerate(zip(features, wanted, strict=True), start=len(outputs))
+            ]
             total = total + self.feature_weight * torch.stack(errors).mean()
         return total
 
@@ -87,6 +111,16 @@ class Loss:
         """Outputs and features."""
         return (tensors, ()) if self.outputs is None else (tensors[: self.outputs], tensors[self.outputs :])
 
+    def _real(self, tensors: Sequence[Tensor], sizes: Tensor | None) -> dict[int, Tensor]:
+        """Place -> which positions of that tensor are not filled in; without those of which all count."""
+        found: dict[int, Tensor] = {}
+        if sizes is not None:
+            for index, (tensor, axes) in enumerate(zip(tensors, self.axes, strict=False)):
+                last = max((axis for axis, dim in enumerate(axes) if dim is not None), default=-1) + 1
+                if last and len(tensor) == len(sizes) and tensor.dim() == len(axes) + 1:
+                    found[index] = real_positions(sizes, tensor.shape[1 : last + 1], axes[:last])
+        return found
+
     def _class_outputs(
         self, outputs: Sequence[Tensor], labels: Tensor | None
     ) -> tuple[frozenset[int], dict[int, Tensor]]:
@@ -98,7 +132,7 @@ class Loss:
         found = {
             i
             for i, output in enumerate(outputs)
-            if output.is_floating_point() and output.dim() == 2 and output.shape[1] == self.class_count
+            if output.is_floating_point() and output.dim() >= 2 and output.shape[-1] == self.class_count
         }
         labelled = labelled_scores(outputs, labels)
         if labels is None or labelled is None:
@@ -108,7 +142,12 @@ class Loss:
 
 
 def load_loss(
-    spec: str | None, is_labelled: bool, alpha: float, temperature: float, class_count: int | None = None
+    spec: str | None,
+    is_labelled: bool,
+    alpha: float,
+    temperature: float,
+    class_count: int | None = None,
+    label_smoothing: float = 0.0,
 ) -> Loss:
     """The loss of that name, or `file.py:function`, called with the outputs (a tensor, or a tuple of several) and the
     labels, and returning a scalar tensor.
@@ -117,10 +156,19 @@ def load_loss(
         spec: None takes cross-entropy for labelled data, distillation for others.
         is_labelled: whether the training data have labels.
         class_count: see `Loss`.
+        label_smoothing: see `cross_entropy`.
 
-    Raises UsageError for an unknown name, and for a task loss without labels.
+    Raises UsageError for an unknown name, a task loss without labels, and smoothing that the loss has no use for.
     """
+    if not 0 <= label_smoothing < 1:
+        raise UsageError(f"{label_smoothing} is not from 0 to below 1", where="label-smoothing")
     name = spec or ("cross-entropy" if is_labelled else "distillation")
+    if label_smoothing and name != "cross-entropy":
+        raise UsageError(
+            f"goes with cross-entropy, and the loss is {name!r}",
+            where="label-smoothing",
+            fix="leave it out, or take --loss cross-entropy",
+        )
     if name == "distillation":
         return Loss(None, 0.0, temperature, class_count)
     if not is_labelled:
@@ -128,7 +176,8 @@ def load_loss(
             f"the loss {name!r} needs labels, and the training data have none",
             fix="give labelled data, or take --loss distillation",
         )
-    standard = {"cross-entropy": cross_entropy, "mse": mean_squared_error}.get(name)
+    smoothed = partial(cross_entropy, smoothing=label_smoothing) if label_smoothing else cross_entropy
+    standard = {"cross-entropy": smoothed, "mse": mean_squared_error}.get(name)
     if standard is not None:
         return Loss(standard, alpha, temperature, class_count)
     if not re.search(r":[\w.]+$", name):
@@ -138,8 +187,12 @@ def load_loss(
     return Loss(_UserLoss(load_user_object(name, "loss")), alpha, temperature, class_count)
 
 
-def cross_entropy(outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
-    """Of the first output with a class axis, which is the last; negative labels are skipped."""
+def cross_entropy(outputs: Sequence[Tensor], labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Of the first output with a class axis, which is the last; negative labels are skipped.
+
+    Args:
+        smoothing: share of a label that is spread evenly over all classes (Szegedy et al. 2016).
+    """
     index = labelled_scores(outputs, labels, "training data")
     if index is None:
         raise UsageError(
@@ -147,12 +200,16 @@ def cross_entropy(outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
             f"{', '.join(str(tuple(o.shape)) for o in outputs)}",
             fix="take --loss mse, distillation, or your own file.py:function",
         )
-    scores = outputs[index]
-    flat = _log_shares(scores, 1.0, _are_shares(scores)).reshape(-1, scores.shape[-1])
-    targets = labels.reshape(-1)
-    total = functional.nll_loss(flat, torch.where(targets < 0, -100, targets), reduction="sum")
+    # What doesn't count is left out first: it may be half of all scores, of which there are thousands a position.
+    flat, counted = outputs[index].flatten(0, -2), labels.flatten() >= 0
+    targets = labels.flatten()
+    if not bool(counted.all()):
+        flat, targets = flat[counted], targets[counted]
     # A batch in which no label counts says nothing.
-    return total / (targets >= 0).sum().clamp(min=1)
+    total = functional.cross_entropy(
+        _logits(flat, _are_shares(flat)), targets, reduction="sum", label_smoothing=smoothing
+    )
+    return total / max(len(targets), 1)
 
 
 def mean_squared_error(outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
@@ -178,34 +235,42 @@ def distillation(
 
     Args:
         classes: places of the outputs that are class scores, with the classes along the last axis.
-        counted: place -> bool tensor of that output's shape but for the classes: which positions count. All do, of
-            outputs that are not in it.
+        counted: place -> bool tensor of that output's first axes: which positions count. All do, of outputs that are
+            not in it.
     """
     losses = []
     for index, (mine, wanted) in enumerate(zip(outputs, teacher, strict=True)):
         if not mine.is_floating_point():
             continue
+        mask = (counted or {}).get(index)
         if index in classes:
+            one, other = (_chosen(scores, mask).flatten(0, -2) for scores in (mine, wanted))
             # One of the two networks may end in a softmax, and the other one not.
-            log_mine, log_wanted = (_log_shares(scores, temperature, _are_shares(scores)) for scores in (mine, wanted))
-            divergence = functional.kl_div(log_mine, log_wanted, reduction="none", log_target=True).sum(-1)
-            if (mask := (counted or {}).get(index)) is not None:
-                divergence = divergence[mask]
-            losses.append(divergence.sum() / max(divergence.numel(), 1) * temperature**2)
+            log_mine, log_wanted = (_log_shares(scores, temperature, _are_shares(scores)) for scores in (one, other))
+            divergence = functional.kl_div(log_mine, log_wanted, reduction="sum", log_target=True)
+            losses.append(divergence / max(len(one), 1) * temperature**2)
         else:
-            losses.append(relative_error(mine, wanted))
+            losses.append(relative_error(mine, wanted, mask))
     if not losses:
         raise UsageError("no output is real, so there is nothing to distill", fix="give --loss file.py:function")
     return torch.stack(losses).mean()
 
 
-def relative_error(found: Tensor, wanted: Tensor) -> Tensor:
+def relative_error(found: Tensor, wanted: Tensor, counted: Tensor | None = None) -> Tensor:
     """Mean squared error in units of the variance of what is wanted over the batch (of its mean square, where all its
-    values are the same); a scalar."""
-    goal = wanted.float()
+    values are the same); a scalar.
+
+    Args:
+        counted: which positions of the first axes are compared; None for all.
+    """
+    found, goal = _chosen(found, counted).float(), _chosen(wanted, counted).float()
     spread, size = goal.var(correction=0), goal.square().mean()
     unit = torch.where(spread > 1e-6 * size, spread, size).clamp(min=1e-12)
-    return functional.mse_loss(found.float(), goal) / unit
+    return functional.mse_loss(found, goal) / unit
+
+
+def _chosen(values: Tensor, counted: Tensor | None) -> Tensor:
+    return values if counted is None or bool(counted.all()) else values[counted]
 
 
 def check_same_shapes(what: str, mine: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
@@ -241,16 +306,25 @@ def labelled_scores(outputs: Sequence[Tensor], labels: Tensor | None, checked: s
 
 
 def _are_shares(scores: Tensor) -> bool:
-    """Whether the model ends in a softmax already, judged by the values."""
+    """Whether the model ends in a softmax already, judged by the values, (rows, classes)."""
     with torch.no_grad():
-        real = scores.float()
-        return bool((real >= 0).all()) and bool(((real.sum(-1) - 1).abs() < 0.02).all())
+        # Hardly a row of logits looks like shares, so that a few tell.
+        return len(scores) > 0 and _sum_to_one(scores[:_LOOKED_AT]) and _sum_to_one(scores)
+
+
+def _sum_to_one(scores: Tensor) -> bool:
+    real = scores.float()
+    return bool((real >= 0).all()) and bool(((real.sum(-1) - 1).abs() < 0.02).all())
+
+
+def _logits(scores: Tensor, are_shares: bool) -> Tensor:
+    return scores.float().clamp(min=1e-9).log() if are_shares else scores.float()
 
 
 def _log_shares(scores: Tensor, temperature: float, are_shares: bool) -> Tensor:
     # log softmax(log(p) / T) = log softmax(z / T) for p = softmax(z).
-    logits = scores.float().clamp(min=1e-9).log() if are_shares else scores.float()
-    return functional.log_softmax(logits / temperature, -1)
+    logits = _logits(scores, are_shares)
+    return functional.log_softmax(logits if temperature == 1 else logits / temperature, -1)
 
 
 class _UserLoss:

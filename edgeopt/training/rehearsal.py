@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from edgeopt.training.calls import batched, explained, outputs_of
-from edgeopt.training.losses import Loss
+from edgeopt.training.losses import Axes, Loss
+from edgeopt.training.padding import free_dims
 from edgeopt.training.trainable import Trainable
+from edgeopt.types import Dim, TensorSpec
 
 #: Outputs for a batch that differ more than this, relatively, from those for its samples are no float rounding.
 _TOLERANCE = 0.01
@@ -45,14 +47,57 @@ def takes_batches(network: nn.Module, arguments: tuple[Tensor, ...], rows: Seque
     )
 
 
+def free_axes(network: nn.Module, arguments: tuple[Tensor, ...], inputs: tuple[TensorSpec, ...]) -> tuple[Axes, ...]:
+    """For each tensor that the network returns and each of its axes behind the batch, which of the inputs' free
+    dimensions it goes along: found by running one sample at several lengths.
+
+    Args:
+        network: in eval mode.
+
+    Raises ConversionError where it can't run the samples at all.
+    """
+    dims = free_dims(inputs)
+    if not dims:
+        return ()
+    first = tuple(argument[:1] for argument in arguments)
+    with torch.no_grad():
+        with explained("the network can't run the training samples"):
+            shapes = [tuple(output.shape) for output in outputs_of(network, first)]
+        axes: list[list[int | None]] = [[None] * (len(shape) - 1) for shape in shapes]
+        for place, dim in enumerate(dims):
+            other = [_resized(argument, spec, dim) for argument, spec in zip(first, inputs, strict=True)]
+            with explained(f"the network can't run samples of different {dim}"):
+                changed = [tuple(output.shape) for output in outputs_of(network, other)]
+            for found, one, two in zip(axes, shapes, changed, strict=False):
+                if len(one) == len(two):
+                    pairs = enumerate(zip(one[1:], two[1:], strict=True))
+                    found[:] = [place if a != b else found[axis] for axis, (a, b) in pairs]
+    return tuple(map(tuple, axes))
+
+
+def _resized(argument: Tensor, spec: TensorSpec, dim: str) -> Tensor:
+    """One shorter along that dimension; one longer, where it is as short as can be."""
+    for axis, size in enumerate(spec.shape):
+        if axis and isinstance(size, Dim) and size.name == dim:
+            length = argument.shape[axis]
+            kept = argument.narrow(axis, 0, max(length - 1, 1))
+            argument = kept if length > max(size.min, 1) else torch.cat([argument, argument.narrow(axis, 0, 1)], axis)
+    return argument
+
+
 def rehearse(
-    module: Trainable, teacher: nn.Module | None, loss: Loss, arguments: tuple[Tensor, ...], labels: Tensor | None
+    module: Trainable,
+    teacher: nn.Module | None,
+    loss: Loss,
+    arguments: tuple[Tensor, ...],
+    labels: Tensor | None,
+    sizes: Tensor | None = None,
 ) -> None:
     """Run one training step on this batch without taking it.
 
     Args:
         teacher: in eval mode; None where the loss needs none.
-        arguments, labels: the first batch of training.
+        arguments, labels, sizes: the first batch of training.
 
     Raises:
         DataError, UsageError: labels or a loss that don't fit the network; batch statistics of one sample.
@@ -65,7 +110,7 @@ def rehearse(
             outputs = outputs_of(module, arguments)
             with torch.no_grad():
                 taught = [] if teacher is None else outputs_of(teacher, arguments)
-            torch.autograd.backward(loss(outputs, labels, taught))
+            torch.autograd.backward(loss(outputs, labels, taught, sizes))
     finally:
         module.eval()
         module.zero_grad(set_to_none=True)

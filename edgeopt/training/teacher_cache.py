@@ -22,6 +22,7 @@ from edgeopt.errors import DataError, UsageError
 from edgeopt.sources.digest import sha256_of
 from edgeopt.training.calls import batched, explained, outputs_of
 from edgeopt.training.data import Batch, parts, validation_batches
+from edgeopt.training.padding import free_dims
 from edgeopt.types import Array, TensorSpec
 
 if TYPE_CHECKING:
@@ -97,6 +98,9 @@ class TeacherCache:
             UsageError: the folder can't be written.
             ConversionError: the teacher can't run the samples.
         """
+        if free_dims(self.inputs):
+            self._not_kept("the samples differ in length")
+            return None
         content = _content(data)
         if content != _content(data):
             self._not_kept("the samples change from one reading to the next")

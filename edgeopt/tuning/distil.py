@@ -36,16 +36,16 @@ class _Lesson:
         return run_pass(pass_, model, context.inputs)
 
     def score(self, student: Model, config: TrainingConfig, context: StepContext) -> float:
-        from edgeopt.training.fit import FitData, score
+        from edgeopt.training.fit import FitData, class_count_of, score
 
         if student.module is None or self.teacher.module is None:
             raise ValueError("both models have modules")
-        data = FitData(self.training, self.validation, student.inputs, len(student.labels) or None)
+        data = FitData(self.training, self.validation, student.inputs, class_count_of(student))
         return score(student.module, data, config.batch_size, context.progress, self.teacher.module)
 
 
 def distil(model: Model, settings: Distil, context: StepContext) -> Model:
-    """The student, trained; see `Distil`.
+    """The student, trained; see `Distil`. A student of another architecture already is the model that comes in.
 
     Raises:
         UsageError: no training data; a teacher, student, budget, loss or setting that doesn't fit.

@@ -62,12 +62,12 @@ def factorize(model: Model, settings: Factorize, context: StepContext) -> Model:
 def _split(pass_: LowRank, model: Model, context: StepContext) -> Model:
     """The split model, from an interrupted run where there is one: training goes on with the very ranks that it began
     with, which a second measurement might choose otherwise."""
-    kept = StepCache(context.state_dir, model)
-    if (split := kept.load(_SPLIT)) is None:
+    kept = StepCache(context.state_dir)
+    if (split := kept.load(_SPLIT, model)) is None:
         split = run_pass(pass_, model, context.inputs)
         if is_first_process():
             with suppress(ConversionError):  # of a structure that can't be described
-                kept.save(_SPLIT, split)
+                kept.save(_SPLIT, split, model)
     return split
 
 

@@ -167,6 +167,8 @@ class _Rounds:
         return self._judged(done, replace(done, number=number, model=tuned, cost=share, is_last=is_final), target)
 
     def _find(self, done: Round, target: float, goal: float, cost: Cost, is_final: bool) -> _Found:
+        from edgeopt.training.fit import class_count_of
+
         settings, context, model = self._settings, self._context, done.model
         prunable = self._analysed(model)
         if (chosen := self._store.plan(done.number + 1, prunable)) is not None:
@@ -176,7 +178,7 @@ class _Rounds:
             count=context.inputs.count,
             labelled=context.training,
             loss=settings.teaching.loss,
-            class_count=len(model.labels) or None,
+            class_count=class_count_of(model),
         )
         scores = unit_scores(model, prunable, self._importance, data, context.seed + done.number, context.progress)
         search = Search(
@@ -264,12 +266,12 @@ class _Rounds:
         return replace(before, number=made.number, model=kept, is_last=True)
 
     def _score(self, model: Model) -> float:
-        from edgeopt.training.fit import FitData, score
+        from edgeopt.training.fit import FitData, class_count_of, score
 
         validation = self._context.validation
         assert validation is not None
         assert model.module is not None
-        data = FitData(validation, validation, model.inputs, len(model.labels) or None)
+        data = FitData(validation, validation, model.inputs, class_count_of(model))
         batch_size = self._settings.training.batch_size
         return score(model.module, data, batch_size, self._context.progress, self._model.module)
 

@@ -25,6 +25,7 @@ def qat(model: Model, settings: Qat, context: StepContext) -> Model:
         loss=settings.teaching.loss,
         alpha=settings.teaching.alpha,
         temperature=settings.teaching.temperature,
+        label_smoothing=settings.teaching.label_smoothing,
         learned=settings.learned,
         checkpoint_dir=context.state_dir / "checkpoints",
         resume=True,

@@ -102,9 +102,7 @@ def _no_generator(model: Model, why: str) -> UsageError:
     return UsageError(f"is no generator: {why}", where=f"sequence-level: {model.name}", fix=_EXPECTED)
 
 
-def teacher_sequences(
-    teacher: Model, data: Dataset, folder: Path, batch_size: int, progress: Progress
-) -> TeacherSequences:
+def teacher_sequences(teacher: Model, data: Dataset, folder: Path, batch_size: int, progress: Progress) -> Dataset:
     """The data with the teacher's own continuations for their sequences and labels, written now or read from `folder`.
 
     Args:
@@ -115,6 +113,8 @@ def teacher_sequences(
         UsageError: the teacher is no generator.
         DataError: a sample lacks an input or has nothing to continue.
     """
+    if teacher.generation is not None and teacher.generation.kind == "encoder-decoder":
+        return _written_by_cache(teacher, data, folder, batch_size, progress)
     generator = generator_of(teacher)
     if teacher.module is None:
         raise ValueError("generator_of runs the module")
@@ -131,6 +131,18 @@ def teacher_sequences(
     return TeacherSequences(data, generator, rows)
 
 
+def _written_by_cache(teacher: Model, data: Dataset, folder: Path, batch_size: int, progress: Progress) -> Dataset:
+    """The same by a teacher that can write token by token."""
+    from edgeopt.tuning.written_targets import WrittenTargets, written_targets
+
+    if teacher.module is None:
+        raise ValueError("a teacher needs a torch module; see sources.as_torch")
+    parts = (teacher.generation, state_digest(teacher.module), data.fingerprint(), len(data))
+    key = hashlib.sha256(repr(parts).encode()).hexdigest()
+    path = folder / f"targets-{key[:16]}.bin"
+    return WrittenTargets(data, teacher, written_targets(teacher, data, path, batch_size, progress))
+
+
 class TeacherSequences(IndexedDataset):
     """Samples whose tokens the teacher wrote, labelled with the next token at each position; prompt and padding have
     the label -100, which no loss counts.
@@ -145,6 +157,7 @@ class TeacherSequences(IndexedDataset):
         self._generator = generator
         self._rows = rows
         self.is_sequential = isinstance(data, IndexedDataset) and data.is_sequential
+        self.is_fixed = isinstance(data, IndexedDataset) and data.is_fixed
 
     @property
     def is_labelled(self) -> bool:
@@ -208,11 +221,12 @@ def _write_all(
     batched = _takes_batches(teacher, generator)
     while group := list(islice(samples, batch_size if batched else 1)):
         # Sequences of one length are continued together; others have groups of their own.
-        by_length: dict[int, list[_Draft]] = {}
+        by_shape: dict[tuple[tuple[int, ...], ...], list[_Draft]] = {}
         drafts = [_draft(generator, sample) for sample in group]
         for draft in drafts:
-            by_length.setdefault(len(draft.ids), []).append(draft)
-        for alike in by_length.values():
+            shapes = tuple(array.shape for _, array in sorted(draft.sample.inputs.items()))
+            by_shape.setdefault(shapes, []).append(draft)
+        for alike in by_shape.values():
             _continue(teacher, generator, alike, end)
         for draft in drafts:
             yield np.concatenate([np.asarray([draft.start, draft.stop]), draft.ids]).astype(np.int32)

@@ -80,14 +80,14 @@ class _Floor:
 
 class _Rounds:
     def __init__(self, model: Model, settings: Sparsify, context: StepContext, training: Dataset) -> None:
-        from edgeopt.training.fit import FitData
+        from edgeopt.training.fit import FitData, class_count_of
 
         assert model.module is not None
         self._model = model
         self._dense = model.module
         self._settings = settings
         self._context = context
-        self._data = FitData(training, context.validation, model.inputs, len(model.labels) or None)
+        self._data = FitData(training, context.validation, model.inputs, class_count_of(model))
         self._weights = _trainable_weights(model, settings)
         # Two of four is all or nothing: there is no half of it to go on from.
         one_step = settings.pattern == "2:4"

@@ -37,14 +37,15 @@ class _Record:
 class StepCache:
     """One folder per finished step, named after its key, and one for the state of an unfinished one.
 
+    What a step makes is kept as weights, and as its difference in structure from a base: the model as it was loaded, or
+    the student that took its place.
+
     Args:
         directory: made when something is kept.
-        original: the model as it was loaded; what a step makes is kept as its difference in structure, and weights.
     """
 
-    def __init__(self, directory: Path, original: Model) -> None:
+    def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._original = original
 
     def state(self, key: str) -> Path:
         """Where an unfinished step keeps what it needs to go on; exists. Raises UsageError where it can't be made."""
@@ -55,25 +56,25 @@ class StepCache:
             raise self._not_writable(error) from error
         return path
 
-    def load(self, key: str) -> Model | None:
+    def load(self, key: str, base: Model) -> Model | None:
         """What the step made, or None where it was never finished or what is kept does not verify."""
         import copy
 
         folder = self._directory / key
-        assert self._original.module is not None
+        assert base.module is not None
         try:
             text = (folder / _RECORD).read_bytes()
             record = from_plain(_Record, loads(text, str(folder)), str(folder))
             if hashlib.sha256((folder / _WEIGHTS).read_bytes()).hexdigest() != record.weights_sha256:
                 return None
-            module = load_model(copy.deepcopy(self._original.module), folder / _WEIGHTS)
+            module = load_model(copy.deepcopy(base.module), folder / _WEIGHTS)
         except (OSError, UsageError):
             return None
         return replace(
-            self._original, module=module.eval(), native=None, history=record.history, input_ranges=record.input_ranges
+            base, module=module.eval(), native=None, history=record.history, input_ranges=record.input_ranges
         )
 
-    def save(self, key: str, model: Model) -> None:
+    def save(self, key: str, model: Model, base: Model) -> None:
         """Keep what the step made, and drop its unfinished state.
 
         Raises:
@@ -81,14 +82,14 @@ class StepCache:
             ConversionError: the model's structure can't be described.
         """
         assert model.module is not None
-        assert self._original.module is not None
+        assert base.module is not None
         final = self._directory / key
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(dir=self._directory, prefix=".partial-") as scratch:
                 partial = Path(scratch) / key
                 partial.mkdir()
-                save_model(model.module, self._original.module, partial / _WEIGHTS)
+                save_model(model.module, base.module, partial / _WEIGHTS)
                 digest = hashlib.sha256((partial / _WEIGHTS).read_bytes()).hexdigest()
                 record = _Record(digest, model.history, model.input_ranges)
                 (partial / _RECORD).write_text(dumps(record), encoding="utf-8")

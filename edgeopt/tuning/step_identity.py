@@ -17,6 +17,7 @@ from edgeopt.compression.base import state_digest
 from edgeopt.compression.steps import Distil, Goal, Qat, Sparsify, Step
 from edgeopt.device_profiles.channels import channel_multiple
 from edgeopt.sources import SourceOptions, load_model
+from edgeopt.tuning.own_student import names_network
 from edgeopt.types import Model, TextPreprocessing
 from edgeopt.user_code import load_user_object
 
@@ -51,7 +52,8 @@ def identity_of(step: Step, job: Job, config: RunConfig, data: StepData, origina
     # Where files lie makes no difference, what is in them does.
     settings = replace(step, teaching=replace(step.teaching, teacher_cache=None))
     if isinstance(settings, Distil):
-        settings = replace(settings, teacher=settings.teacher and "", teacher_weights=None)
+        student = "" if names_network(settings) else settings.student
+        settings = replace(settings, teacher=settings.teacher and "", teacher_weights=None, student=student)
     return (
         type(step).__name__, sorted(asdict(settings).items()),
         _loss(step, data.training), _teacher(step, original),
@@ -134,7 +136,9 @@ def _loss(step: Step, training: Dataset | None) -> str:
 def _target(step: Step, job: Job, config: RunConfig) -> tuple[object, ...]:
     """What a step takes from the target: all of its arithmetic and kernels where it measures files or trains for them,
     else its width step at most, so that several targets share the result."""
-    keeps_widths = isinstance(step, Sparsify) or (isinstance(step, Distil) and step.student == "model")
+    keeps_widths = isinstance(step, Sparsify) or (
+        isinstance(step, Distil) and (step.student == "model" or names_network(step))
+    )
     multiple = None if keeps_widths else channel_multiple(job.device, job.scheme.precision)
     if not isinstance(step, Qat) and not is_measured(step):
         return (multiple,)

@@ -15,6 +15,7 @@ from edgeopt.compression.steps import Distil, Factorize, Prune, Qat, Sparsify, S
 from edgeopt.errors import ConversionError, UsageError
 from edgeopt.plan import Job
 from edgeopt.tuning.context import StepContext, StepData, is_first_process
+from edgeopt.tuning.own_student import own_student
 from edgeopt.tuning.step_cache import StepCache, key_of
 from edgeopt.tuning.step_identity import identity_of, is_measured
 from edgeopt.types import Finding, Model, Sample, StepRecord
@@ -38,10 +39,11 @@ _STEPS: dict[type[Step], tuple[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """The model after one step."""
+    """The model after one step; its structure differs from that of `base`, which some code of the user's builds."""
 
     step: str
     model: Model
+    base: Model
 
 
 def name_of(step: Step) -> str:
@@ -64,25 +66,29 @@ def run_steps(
         SystemExit: in every process but the first of an `accelerate launch`: one is enough to export.
     """
     original = bench.torch_model()
-    cache = StepCache((config.cache_dir or config.output_dir / ".steps") / original.name, original)
+    cache = StepCache((config.cache_dir or config.output_dir / ".steps") / original.name)
+    students = [own_student(step, original, config.seed) for step in steps]
     identities = [identity_of(step, job, config, data, original) for step in steps]
     context = _context(original, job, config, data, bench)
-    model, made, findings = original, [], []
+    model = base = original
+    made, findings = [], []
     is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
-    for number, (step, identity) in enumerate(zip(steps, identities, strict=True), 1):
+    for number, (step, identity, student) in enumerate(zip(steps, identities, students, strict=True), 1):
         name = name_of(step)
         progress.step(f"Step {number} of {len(steps)}: {name}")
+        if student is not None:
+            model = base = student
         key = key_of(model, identity)
-        known = cache.load(key) if is_alone else None
+        known = cache.load(key, base) if is_alone else None
         if known is None:
             known = _do(step, model, replace(context, state_dir=cache.state(key)))
             if not is_first_process():
                 raise SystemExit(0)
-            findings += _kept(cache, key, known, name)
+            findings += _kept(cache, key, known, base, name)
         else:
             findings.append(Finding("step-cached", name, "was done before; its result was taken from the cache"))
         findings += _told(known.history[len(model.history) :], name)
-        made.append(Made(name, known))
+        made.append(Made(name, known, base))
         model = known
     return tuple(made), tuple(findings)
 
@@ -122,9 +128,9 @@ def _from_training(inputs: PassInputs, training: Dataset, count: int) -> PassInp
     return replace(inputs, samples=samples, count=len(chosen))
 
 
-def _kept(cache: StepCache, key: str, model: Model, name: str) -> list[Finding]:
+def _kept(cache: StepCache, key: str, model: Model, base: Model, name: str) -> list[Finding]:
     try:
-        cache.save(key, model)
+        cache.save(key, model, base)
     except (ConversionError, UsageError) as error:  # hours of training are worth more than their copy
         return [Finding("step-not-cached", name, f"can't be kept for a next run: {error.problem}")]
     return []

@@ -66,6 +66,7 @@ class OpTiming:
 class Gates:
     """Limits on the exported file; None switches a gate off. Fractions, not per cent: 0.005 is half a point.
 
+    `max_accuracy_drop` is a difference of the metric, `min_accuracy_kept` a share of the float model's (97 % of its BLEU).
     `max_cpu_operators` and `min_accelerated` (a fraction of the operators) judge the placement on an accelerator,
     `max_instructions` one inference on each emulated phone.
     """
@@ -80,6 +81,7 @@ class Gates:
     max_cpu_operators: int | None = None
     min_accelerated: float | None = None
     max_instructions: int | None = None
+    min_accuracy_kept: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

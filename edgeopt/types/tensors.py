@@ -72,9 +72,9 @@ class TextPreprocessing:
     `tokenizer` is a tokenizer.json file or a directory that holds one; it travels in the bundle. The tokenizer's
     fields (input_ids, attention_mask, token_type_ids) are matched to the model's inputs by name, or by order.
 
-    A network that writes text learns from pairs: `target_key` names the text to be written. Its tokens become the label,
-    and, one later and behind `start_ids`, the input decoder_input_ids. A decoder-only network reads its own target: the
-    label then is the text itself, one earlier (position k holds token k + 1).
+    A network that writes text learns from pairs: `target_key` names the text to be written. Its tokens become the
+    label, and, one later and behind `start_ids`, the input decoder_input_ids. A decoder-only network reads its own
+    target: the label then is the text itself, one earlier (position k holds token k + 1).
     `prefix` is put before every text ("translate English to German: ").
     """
 

@@ -27,8 +27,9 @@ class _Gate:
 
 
 _GATES = (
-    _Gate("max_accuracy_drop", "accuracy_drop", "<=", "fraction", "give labelled data with --evaluation"),
-    _Gate("min_agreement", "agreement", ">=", "fraction", "no output has the form of class scores or integers"),
+    _Gate("max_accuracy_drop", "accuracy_drop", "<=", "fraction", "give labelled data, or pairs of texts, with --evaluation"),
+    _Gate("min_accuracy_kept", "accuracy_kept", ">=", "fraction", "give labelled data, or pairs of texts, with --evaluation"),
+    _Gate("min_agreement", "agreement", ">=", "fraction", "no output has the form of class scores, integers or texts beside a float twin"),
     _Gate("min_sqnr_db", "sqnr_db", ">=", "dB", "there is no float model to compare with, or no float output"),
     _Gate("min_speedup", "speedup", ">=", "x", "there is no float twin to time beside it"),
     _Gate("max_latency_ms", "latency_ms", "<=", "ms", "it was not timed"),
@@ -90,6 +91,8 @@ def _measured(check: str, evaluation: Evaluation | None, measurements: Sequence[
     match check:
         case "accuracy_drop":
             return accuracy_drop(evaluation) if evaluation else None
+        case "accuracy_kept":
+            return accuracy_kept(evaluation) if evaluation else None
         case "agreement":
             return evaluation.agreement if evaluation else None
         case "sqnr_db":
@@ -104,6 +107,13 @@ def accuracy_drop(evaluation: Evaluation) -> float | None:
         return None
     drop = evaluation.reference_metric - evaluation.candidate_metric
     return drop if evaluation.higher_is_better else -drop
+
+
+def accuracy_kept(evaluation: Evaluation) -> float | None:
+    """The metric as a share of the reference's; None without labels, where lower is better, and of a reference of 0."""
+    if evaluation.reference_metric is None or evaluation.candidate_metric is None or not evaluation.higher_is_better:
+        return None
+    return evaluation.candidate_metric / evaluation.reference_metric if evaluation.reference_metric > 0 else None
 
 
 def _advice(check: str, advice: Mapping[str, str], timings: Sequence[OpTiming]) -> str | None:

@@ -17,7 +17,7 @@ from edgeopt.types import PHONE, Array, Artifact, Check, Finding, Gates, Measure
 from edgeopt.validation.benchmark import subject_of
 from edgeopt.validation.evaluate import Evaluation, evaluate
 from edgeopt.validation.fidelity import Fidelity
-from edgeopt.validation.gates import accuracy_drop, judge
+from edgeopt.validation.gates import accuracy_drop, accuracy_kept, judge
 
 if TYPE_CHECKING:
     from edgeopt.progress import Progress
@@ -168,6 +168,7 @@ def _fair(gates: Gates, here: Evaluation) -> Gates:
     drop = accuracy_drop(here)
     return Gates(
         max_accuracy_drop=_looser(max, gates.max_accuracy_drop, drop),
+        min_accuracy_kept=_looser(min, gates.min_accuracy_kept, accuracy_kept(here)),
         min_agreement=_looser(min, gates.min_agreement, here.agreement),
         min_sqnr_db=_looser(min, gates.min_sqnr_db, None if here.sqnr_db is None else here.sqnr_db - _ROUNDING_DB),
     )

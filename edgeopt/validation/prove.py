@@ -228,7 +228,10 @@ def _uncounted(terms: Terms) -> tuple[Check, ...]:
 
 def _checks_elsewhere(gates: Gates, elsewhere: Mapping[str, Evaluation]) -> tuple[Check, ...]:
     fidelity = Gates(
-        max_accuracy_drop=gates.max_accuracy_drop, min_agreement=gates.min_agreement, min_sqnr_db=gates.min_sqnr_db
+        max_accuracy_drop=gates.max_accuracy_drop,
+        min_accuracy_kept=gates.min_accuracy_kept,
+        min_agreement=gates.min_agreement,
+        min_sqnr_db=gates.min_sqnr_db,
     )
     return tuple(
         Check(f"{c.name}@{runtime}", c.measured, c.limit, c.op, c.unit, c.passed, c.advice)

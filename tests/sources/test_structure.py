@@ -237,6 +237,7 @@ def test_a_block_that_returns_a_tuple_is_passed_through(tmp_path: Path) -> None:
     network.extra = None
     check_round_trip(Encoder, network, VECTORS, tmp_path / "w.safetensors")
     assert PassThrough(3)(VECTORS) == (VECTORS, None, None)
+    assert PassThrough(3, (1, -1))(VECTORS, TOKENS) == (VECTORS, TOKENS, None)
     assert PassThrough()(hidden_states=VECTORS) is VECTORS
 
 
@@ -414,7 +415,8 @@ HOSTILE: list[tuple[object, str]] = [
     (layer("Linear", **LINEAR | {"out_features": -1}), "below 1"),
     (layer("Linear", path="", **LINEAR), "no such layer"),
     (layer("Linear", path="head.weight", **LINEAR), "no such layer"),
-    (layer("PassThrough", length=10**9), "returns 1 to"),
+    (layer("PassThrough", length=10**9, handed=[]), "returns 1 to"),
+    (layer("PassThrough", length=3, handed=[0]), "are handed on"),
     ({"replaced": [{"paths": ["head"], "layers": [], "is_sequential": False}]}, "one layer"),
     ({"removed": ["nowhere"]}, "layer 'nowhere'"),
     ({"removed": ["forward"]}, "layer 'forward'"),

@@ -189,8 +189,8 @@ def test_what_can_not_be_done_is_refused_early(
 def test_a_result_that_can_not_be_kept_is_told_and_used(
     tmp_path: Path, work: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: StepCache, key: str, model: Model) -> None:
-        del self, key, model
+    def full(self: StepCache, key: str, model: Model, base: Model) -> None:
+        del self, key, model, base
         raise UsageError("can't be written: no space left on device", where="cache")
 
     monkeypatch.setattr(StepCache, "save", full)
@@ -242,3 +242,44 @@ def test_what_progress_alone_would_say_is_told_in_the_report(tmp_path: Path, mon
         own = replace(config, cache_dir=folder)
         _, findings = run_steps((Prune(),), job, own, StepData(None, None, None), bench, Silent())
         assert [finding.code for finding in findings] == codes
+
+
+STUDENT = """
+from torch import nn
+def build():
+    return nn.Sequential(nn.Linear(4, {width}), nn.ReLU(), nn.Linear({width}, 2))
+"""
+
+
+def test_a_student_of_its_own_takes_the_models_place_and_is_found_again(tmp_path: Path, work: Steps) -> None:
+    code = tmp_path / "small.py"
+    code.write_text(STUDENT.format(width=6))
+    step = Distil(student=f"{code}:build")
+    (first,) = run((step,), tmp_path)
+    assert isinstance(first.module, nn.Sequential)
+    assert isinstance(first.module[0], nn.Linear)
+    assert first.name == "net"
+    assert [record.step for record in first.history] == ["load", "student", "prune"]
+    (again,) = run((step,), tmp_path)
+    assert work.done == ["distil"]
+    x = torch.randn(3, 4)
+    assert again.module is not None
+    assert torch.equal(first.module(x), again.module(x))
+
+
+def test_a_student_whose_code_changed_is_another(tmp_path: Path, work: Steps) -> None:
+    for width in (6, 8):
+        code = tmp_path / f"small{width}.py"
+        code.write_text(STUDENT.format(width=width))
+        run((Distil(student=f"{code}:build"),), tmp_path)
+    assert work.done == ["distil", "distil"]
+
+
+def test_where_the_student_lies_decides_nothing(tmp_path: Path) -> None:
+    config, job = configured(tmp_path)
+    data = StepData(None, None, None)
+    one, other = (
+        steps.identity_of(Distil(student=f"{folder}/small.py:build"), job, config, data, a_model())
+        for folder in ("here", "there")
+    )
+    assert one == other

@@ -57,6 +57,20 @@ def test_a_limit_that_is_met_exactly_passes_despite_rounding():
     assert check.passed
 
 
+def test_a_share_of_the_metric_may_be_the_limit():
+    (check,) = judge(Gates(min_accuracy_kept=0.97), evaluation(0.40, 0.39), (), {})
+    assert (check.name, check.op, check.passed, round(check.measured, 4)) == ("accuracy_kept", ">=", True, 0.975)
+    (check,) = judge(Gates(min_accuracy_kept=0.99), evaluation(0.40, 0.39), (), {"accuracy_kept": "train longer"})
+    assert (check.passed, check.advice) == (False, "train longer")
+
+
+@pytest.mark.parametrize("odd", [evaluation(0.0, 0.1), evaluation(None, None), evaluation(higher=False)])
+def test_a_share_of_nothing_is_not_judged_unless_the_user_asked(odd):
+    assert judge(Gates(min_accuracy_kept=0.97), odd, (), {}) == ()
+    (check,) = judge(Gates(min_accuracy_kept=0.97), odd, (), {}, frozenset({"min_accuracy_kept"}))
+    assert not check.passed
+
+
 def test_accuracy_drop_knows_which_way_is_better():
     assert accuracy_drop(evaluation(0.9, 0.8)) == pytest.approx(0.1)
     assert accuracy_drop(evaluation(0.9, 0.8, higher=False)) == pytest.approx(-0.1)
@@ -87,7 +101,7 @@ def test_a_required_limit_that_is_switched_off_is_not_checked():
 
 def test_required_accuracy_without_labels_says_what_to_give():
     (check,) = judge(Gates(max_accuracy_drop=0.01), evaluation(None, None), (), {}, frozenset({"max_accuracy_drop"}))
-    assert "give labelled data with --evaluation" in check.advice
+    assert "give labelled data, or pairs of texts, with --evaluation" in check.advice
 
 
 def test_a_failed_speedup_names_the_slowest_operators():

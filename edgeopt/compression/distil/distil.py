@@ -59,7 +59,7 @@ class Distillation:
         import copy
 
         from edgeopt.compression.distil.views import StudentView, TeacherView, match
-        from edgeopt.training.fit import FitData, fit
+        from edgeopt.training.fit import FitData, class_count_of, fit
         from edgeopt.training.trainable import thawed
 
         if model.module is None:
@@ -78,7 +78,7 @@ class Distillation:
         matching = match(
             network, self.teacher.module, arguments, self.teaching.features, attention=self.teaching.attention
         )
-        data = FitData(self.training, self.validation, model.inputs, len(model.labels) or None)
+        data = FitData(self.training, self.validation, model.inputs, class_count_of(model))
         # Projections always want gradients, so that the loop can't see that the network itself is frozen.
         with thawed(network):
             result = fit(

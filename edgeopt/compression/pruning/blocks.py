@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,10 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """One call of a module that may be a block: its first argument, how many outputs there were, and all arguments."""
+    """One call of a module that may be a block: its first argument, what came back, and all arguments.
+
+    `returns` and `handed` are those of `PruningGroup`.
+    """
 
     input: torch.Tensor
     returns: int | None
+    handed: tuple[int, ...]
     arguments: tuple[object, ...]
     keywords: dict[str, object]
 
@@ -44,7 +49,7 @@ def find_blocks(model: Model, proof: Proof) -> list[PruningGroup]:
     }
     blocks = [path for path in fitting if path not in stacks]
     outermost = [path for path in blocks if not any(path.startswith(f"{other}.") for other in blocks)]
-    groups = [PruningGroup(path, "blocks", 1, 1, (), (), calls[path].returns) for path in outermost]
+    groups = [PruningGroup(path, "blocks", 1, 1, (), (), calls[path].returns, calls[path].handed) for path in outermost]
     return proof.proven(groups)[0]
 
 
@@ -69,10 +74,11 @@ def _calls(model: Model, module: nn.Module) -> dict[str, _Call]:
         if not isinstance(first, torch.Tensor) or not isinstance(given, torch.Tensor):
             return
         rest = output[1:] if isinstance(output, tuple) else ()
-        if first.shape != given.shape or first.dtype != given.dtype or any(value is not None for value in rest):
+        handed = _handed(rest, arguments)
+        if first.shape != given.shape or first.dtype != given.dtype or handed is None:
             return
         returns = len(output) if isinstance(output, tuple) else None
-        calls[path] = _Call(first, returns, arguments, keywords)
+        calls[path] = _Call(first, returns, handed, arguments, keywords)
 
     hooks = [
         part.register_forward_hook(note, with_kwargs=True) for part in names if next(part.children(), None) is not None
@@ -85,6 +91,18 @@ def _calls(model: Model, module: nn.Module) -> dict[str, _Call]:
             hook.remove()
     order = [path for path in names.values() if path in calls]
     return {path: calls[path] for path in order if counts[path] == 1}
+
+
+def _handed(rest: Sequence[object], arguments: Sequence[object]) -> tuple[int, ...] | None:
+    """Places of the arguments that a block's further outputs are, -1 where one is None; () where all are. None where
+    the block made one itself, which would be missing."""
+    places: list[int] = []
+    for value in rest:
+        same = [place for place, argument in enumerate(arguments) if argument is value]
+        if value is not None and not same:
+            return None
+        places.append(-1 if value is None else same[0])
+    return tuple(places) if any(place >= 0 for place in places) else ()
 
 
 def _series(module: nn.Module) -> set[str]:

@@ -60,6 +60,7 @@ class PruningGroup:
         slices: every layer and side that is touched.
         attributes: what else must follow.
         returns: of a block: None where it returns a tensor, else the length of the tuple that it returns.
+        handed: of such a tuple behind the first: which argument each is that the block hands on, -1 for None.
     """
 
     name: str
@@ -69,6 +70,7 @@ class PruningGroup:
     slices: tuple[Slice, ...]
     attributes: tuple[Attribute, ...] = ()
     returns: int | None = None
+    handed: tuple[int, ...] = ()
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -118,7 +119,7 @@ def find_heads(model: Model, proof: Proof) -> Heads:
 def _proven_alike(sites: Sequence[list[PruningGroup]], proof: Proof) -> tuple[list[PruningGroup], dict[str, str]]:
     """One candidate of each site, and why other sites have none; what one proves is tried on the rest at once."""
     found: list[PruningGroup] = []
-    reasons: dict[str, str] = {}
+    refused: list[tuple[list[PruningGroup], str]] = []
     while sites:
         first, *sites = sites
         reason: str | None = None
@@ -129,9 +130,36 @@ def _proven_alike(sites: Sequence[list[PruningGroup]], proof: Proof) -> tuple[li
                 sites = [site for site in sites if site[index] not in alike]
                 break
         if reason is not None:
-            makers = [part.layer for part in first[0].slices if part.side == "out"]
+            refused.append((first, reason))
+    joined, reasons = _proven_together(refused, proof)
+    return found + joined, reasons
+
+
+def _proven_together(
+    refused: Sequence[tuple[list[PruningGroup], str]], proof: Proof
+) -> tuple[list[PruningGroup], dict[str, str]]:
+    """Sites of one stack of layers as one group, where they can't lose heads alone: in T5 the first layer makes the
+    position bias of every head of every layer, so that a head goes from all layers or from none."""
+    stacks: dict[str, list[tuple[list[PruningGroup], str]]] = defaultdict(list)
+    for candidates, reason in refused:
+        stacks[re.sub(r"\d+", "*", candidates[0].name)].append((candidates, reason))
+    found: list[PruningGroup] = []
+    reasons: dict[str, str] = {}
+    for stack in stacks.values():
+        joined = (_joined(alike) for alike in zip(*(candidates for candidates, _ in stack), strict=True))
+        proven = next((group for group in joined if len(stack) > 1 and proof.objection([group]) is None), None)
+        if proven is not None:
+            found.append(proven)
+            continue
+        for (first, *_), reason in stack:
+            makers = [part.layer for part in first.slices if part.side == "out"]
             reasons.update(dict.fromkeys(makers, f"attention: {reason}"))
     return found, reasons
+
+
+def _joined(groups: Sequence[PruningGroup]) -> PruningGroup:
+    slices = tuple(part for group in groups for part in group.slices)
+    return replace(groups[0], slices=slices, attributes=tuple(a for group in groups for a in group.attributes))
 
 
 def _attentions(model: Model, module: nn.Module) -> Iterator[list[Attention]]:

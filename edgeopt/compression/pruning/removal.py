@@ -78,7 +78,7 @@ def remove_in_place(module: nn.Module, pairs: Iterable[tuple[PruningGroup, tuple
                 setattr(owner, attribute.name, getattr(owner, attribute.name) - len(units) * attribute.per_unit)
     for group, _ in pairs:
         if group.kind == "blocks":
-            module.set_submodule(group.name, PassThrough(group.returns))
+            module.set_submodule(group.name, PassThrough(group.returns, group.handed))
 
 
 def silence_in_place(module: nn.Module, pairs: Iterable[tuple[PruningGroup, tuple[int, ...]]]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
+from types import MethodType
 from typing import TYPE_CHECKING
 
 from edgeopt.compression.pruning.cuts import out_width
@@ -30,6 +32,9 @@ def traceable(module: nn.Module) -> nn.Module:
                     part.register_parameter(name, nn.Parameter(buffer.detach().clone()))
         if isinstance(part, nn.RNNBase):
             part.forward = _one_operator(part)
+        elif out_width(part) is not None and (plain := inspect.unwrap(type(part).forward)) is not type(part).forward:
+            # Tables that never learn (Marian's positions) run under no_grad, where nothing can be followed.
+            part.forward = MethodType(plain, part)
         part.training = False
     for tensor in traced.parameters():
         tensor.requires_grad_(tensor.is_floating_point())

@@ -1,0 +1,1 @@
+../../edgeopt/case_studies/recipe/student.py
