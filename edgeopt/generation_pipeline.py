@@ -22,6 +22,8 @@ from edgeopt.golden_vectors import golden_sequences, golden_vectors
 from edgeopt.plan import Data, Job, bundle_path
 from edgeopt.runtimes import load_runtime
 from edgeopt.runtimes.reference import open_reference
+from edgeopt.sources.huggingface_files import directory_of
+from edgeopt.sources.huggingface_tokenizer import tokenizer_of
 from edgeopt.sources.structure_file import save_weights
 from edgeopt.tuning.context import StepData
 from edgeopt.tuning.recipe import apply_passes
@@ -78,6 +80,7 @@ class WriterRun:
     Attributes:
         workbench: of the whole network as it was loaded; what it exports is never shipped, but steps and passes work
             on it.
+        tokenizer: the tokenizer.json of what it reads or writes; None without one.
         metric: what judges the texts; None where there is nothing to compare them with.
         originals: format -> fp32 files of the network's parts as it was loaded, which everything is compared with.
     """
@@ -86,6 +89,7 @@ class WriterRun:
     model: Model
     data: Data
     findings: tuple[Finding, ...]
+    tokenizer: Path | None
     metric: str | None
     workbench: Workbench
     folder: Path
@@ -100,6 +104,8 @@ class WriterRun:
         model = apply_passes(bench, job.recipe, job.scheme, job.estimator, self.progress).model
         parts = self._parts(model, job)
         shipped = {name: part.artifact for name, part in parts.items()}
+        if model is self.model:
+            self.originals.setdefault(job.target.format, {name: part.twin for name, part in parts.items()})
         twins = self._originals(job.target.format)
         found = tuple(finding for part in parts.values() for finding in part.findings)
         terms = self._terms(job)
@@ -121,6 +127,7 @@ class WriterRun:
             metric=terms.metric,
             metric_signature=_text(proof.report.evaluation.get("metric_signature")),
             licence=self.config.licence,
+            tokenizer=self.tokenizer,
         )
         self.progress.step("Writing the bundle")
         bundle = write_generation_bundle(bundle_path(self.config, self.model, job), contents)
@@ -140,7 +147,7 @@ class WriterRun:
             target=job.target.name,
             runtime=job.target.runtimes[0],
             generation=self._generation,
-            tokenizer=_tokenizer(self.model),
+            tokenizer=self.tokenizer,
             samples=lambda: iter(self.data.evaluation),
             count=len(self.data.evaluation),
             origin=self.data.origin,
@@ -154,17 +161,18 @@ class WriterRun:
 
     def _golden(self, shipped: Mapping[PartName, Artifact], terms: GenerationTerms) -> tuple[GoldenSequence, ...]:
         """A handful of sources with the tokens that the shipped files write."""
-        tokens = Tokens(terms.tokenizer, terms.generation) if terms.tokenizer is not None else None
-        preprocessing = self.model.preprocessing
-        prefix = preprocessing.prefix if isinstance(preprocessing, TextPreprocessing) else ""
+        read = self.model.preprocessing
+        prefix, limit = (read.prefix, read.max_length) if isinstance(read, TextPreprocessing) else ("", None)
+        file = terms.tokenizer
+        tokens = None if file is None else Tokens(file, terms.generation, prefix, limit)
         runtime = load_runtime(terms.runtime)
         with ExitStack() as stack:
             sessions = {
                 name: stack.enter_context(runtime.open(file.runnable, file.signature)) for name, file in shipped.items()
             }
             writer = Writer(sessions, terms.generation, terms.beams, length_penalty=terms.length_penalty)
-            read = {spec.name for spec in self.model.inputs[:-1]} or {self.model.inputs[0].name}
-            return tuple(golden_sequences(writer, self.data.evaluation, tokens, prefix, read, terms.beams))
+            samples = self.data.evaluation
+            return tuple(golden_sequences(writer, samples, terms.generation, tokens, prefix, terms.beams))
 
     def _steps(self, job: Job) -> tuple[tuple[Made, ...], tuple[Finding, ...]]:
         if not self.config.step:
@@ -247,32 +255,65 @@ class WriterRun:
         return match_labels(dataset, self.model.labels)
 
 
-def metric_for(config: RunConfig, generation: Generation, evaluation: Dataset) -> str | None:
+def metric_for(config: RunConfig, generation: Generation, evaluation: Dataset, tokenizer: Path | None) -> str | None:
     """The user's metric, else the usual one of the task where the samples say what should be written; else none.
 
-    Raises UsageError for an unknown one, MissingError where its package is not installed.
+    Raises UsageError for an unknown one, one that the samples or the lack of a tokenizer rule out, and a limit on it
+    where there is none; MissingError where its package is not installed.
     """
     first = evaluation[0]
-    name = config.metric or (DEFAULTS[generation.task] if first.references or first.label is not None else None)
-    if name is not None and name != PERPLEXITY:
+    is_told = bool(first.references) or first.label is not None
+    usual = DEFAULTS[generation.task] if tokenizer is not None else PERPLEXITY
+    name = config.metric or (usual if is_told else None)
+    if name is None:
+        limits = {"max-accuracy-drop": config.max_accuracy_drop, "min-accuracy-kept": config.min_accuracy_kept}
+        if limited := next((key for key, limit in limits.items() if limit is not None), None):
+            raise UsageError(
+                "can't be measured: the evaluation data don't say what should be written",
+                where=limited,
+                fix="give pairs of texts with --evaluation DATA",
+            )
+        return None
+    if name != PERPLEXITY:
         load_text_metric(name)
+        if tokenizer is None:
+            raise UsageError(
+                "judges texts, and the network has no tokenizer.json to make them with",
+                where=f"metric {name!r}",
+                fix=f"take --metric {PERPLEXITY}, or put the tokenizer beside the model",
+            )
+    if not is_told:
+        raise UsageError(
+            "compares with what should be written, which the evaluation data don't say",
+            where=f"metric {name!r}",
+            fix="give pairs of texts with --evaluation DATA",
+        )
     return name
 
 
-def _tokenizer(model: Model) -> Path | None:
-    """The tokenizer.json that the model's texts go through."""
-    if not isinstance(model.preprocessing, TextPreprocessing):
-        return None
-    named = Path(model.preprocessing.tokenizer)
-    return named / "tokenizer.json" if named.is_dir() else named
+def tokenizer_for(config: RunConfig, model: Model) -> Path | None:
+    """The tokenizer.json that the model's texts go through; for one that only writes text, that beside it."""
+    if isinstance(model.preprocessing, TextPreprocessing):
+        named = Path(model.preprocessing.tokenizer)
+        return named / "tokenizer.json" if named.is_dir() else named
+    source = config.model
+    if isinstance(source, str) and source.startswith("hf:"):
+        return tokenizer_of(directory_of(source.removeprefix("hf:")))
+    return None
 
 
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def check_writer(jobs: tuple[Job, ...]) -> None:
+def check_writer(config: RunConfig, jobs: tuple[Job, ...]) -> None:
     """Refuse what is not done for networks that write. Raises UsageError."""
+    if config.min_sqnr_db is not None:
+        raise UsageError(
+            "limits the error of tensors, and networks that write are judged by their texts",
+            where="min-sqnr-db",
+            fix="set min-agreement or min-accuracy-kept; each part's report tells its own SQNR",
+        )
     for job in jobs:
         where = f"target {job.target.name!r}"
         if job.target.accelerator is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,8 @@ from edgeopt.bundle import GoldenVector
 from edgeopt.bundle.generation_contents import GoldenSequence
 from edgeopt.errors import DataError
 from edgeopt.runtimes import HOST_RUNTIMES, load_runtime
-from edgeopt.types import Array, Artifact
+from edgeopt.types import Array, Artifact, Generation
+from edgeopt.validation.generation_samples import assignment_of
 from edgeopt.validation.prove import emulated_by
 
 if TYPE_CHECKING:
@@ -39,16 +40,17 @@ def golden_vectors(artifact: Artifact, twin: Artifact, samples: Dataset, runtime
 
 
 def golden_sequences(
-    writer: Writer, samples: Dataset, tokens: Tokens | None, prefix: str, inputs: Container[str], beams: int
+    writer: Writer, samples: Dataset, generation: Generation, tokens: Tokens | None, prefix: str, beams: int
 ) -> Iterator[GoldenSequence]:
     """The first samples with what the shipped files write.
 
     Args:
-        tokens: None where the prompt is no text. prefix: of every text that is read.
-        inputs: those of a sample's arrays that are read; the others are what was to be written.
+        samples: of the whole network; what was to be written is left out.
+        tokens: None where the prompt is no text; otherwise they put `prefix` before every text, too.
     """
     for sample in islice(samples, GOLDEN_VECTORS):
-        given = {name: values for name, values in sample.inputs.items() if name in inputs}
+        asked = assignment_of(sample, generation, tokens).inputs
+        given = {name: values for name, values in asked.items() if name in writer.reads}
         most = writer.most_new(given)
         written = writer.write(given, most)
         prompt = None if tokens is None else _prompt(tokens, prefix, given)

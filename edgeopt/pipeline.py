@@ -19,7 +19,7 @@ from edgeopt.compression.rewrites.base import Applied
 from edgeopt.config import RunConfig
 from edgeopt.datasets import match_labels, open_dataset, select
 from edgeopt.errors import ConversionError, EdgeoptError
-from edgeopt.generation_pipeline import WriterRun, check_writer, metric_for
+from edgeopt.generation_pipeline import WriterRun, check_writer, metric_for, tokenizer_for
 from edgeopt.golden_vectors import golden_vectors
 from edgeopt.plan import (
     Data,
@@ -82,7 +82,7 @@ def export(config: RunConfig, progress: Progress | None = None) -> tuple[Bundle,
     progress.step("Loading the model")
     model = load(config)
     if model.generation is not None:
-        check_writer(jobs)
+        check_writer(config, jobs)
     for job in jobs:
         prepare_output(bundle_path(config, model, job))
     model = with_preprocessing(config, model)
@@ -95,8 +95,9 @@ def export(config: RunConfig, progress: Progress | None = None) -> tuple[Bundle,
     with TemporaryDirectory(prefix="edgeopt-") as folder:
         workbench = Workbench(model, data.calibration, rules, config.seed, Path(folder), progress)
         if model.generation is not None:
-            judged_by = metric_for(config, model.generation, data.evaluation)
-            writer = WriterRun(config, model, data, findings, judged_by, workbench, Path(folder), progress)
+            tokenizer = tokenizer_for(config, model)
+            judged_by = metric_for(config, model.generation, data.evaluation, tokenizer)
+            writer = WriterRun(config, model, data, findings, tokenizer, judged_by, workbench, Path(folder), progress)
             return tuple(writer.build(job) for job in jobs)
         metric = metric_of(config, model, data.evaluation)
         run = _Run(config, model, data, metric, findings, workbench, Path(folder), progress)

@@ -172,7 +172,7 @@ def _scores(manifest: GenerationManifest, report: Report) -> str | None:
     """What the metric says of the shipped files and, where it was asked, of the float network."""
     found = {m.subject: m for m in report.measurements if m.name == manifest.metric}
     if "quantized" not in found:
-        return None
+        return _figure(found["float"]) if "float" in found else None
     beside = f" (float network: {_figure(found['float'])})" if "float" in found else ""
     return f"{_figure(found['quantized'])}{beside}"
 

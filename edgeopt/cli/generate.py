@@ -143,7 +143,7 @@ def _tokens(bundle: GenerationBundle) -> Tokens:
             where=str(bundle.path),
             fix="generate.py in the bundle takes arrays",
         )
-    return Tokens(bundle.tokenizer, bundle.generation, preprocessing.prefix)
+    return Tokens(bundle.tokenizer, bundle.generation, preprocessing.prefix, preprocessing.max_length)
 
 
 def _line(source: str, text: str, written: Written) -> _Line:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from edgeopt.bundle import LoadedBundle
-    from edgeopt.types import FileSummary, QuantParams, Report, Signature
+    from edgeopt.bundle.generation_reader import GenerationBundle
+    from edgeopt.types import FileSummary, PartName, QuantParams, Report, Signature
 
 
 def inspect(
@@ -32,19 +34,23 @@ def inspect(
 
     Example: edgeopt inspect dist/digits-android-int8
     """
-    with work(context) as progress:
-        progress.step(f"Reading {file.name}")
-        from edgeopt.formats import summarize
+    with ExitStack() as stack:
+        with work(context) as progress:
+            progress.step(f"Reading {file.name}")
+            from edgeopt.bundle.archive import open_whole
+            from edgeopt.bundle.generation_reader import GenerationBundle
+            from edgeopt.formats import summarize
 
-        bundle: LoadedBundle | None = None
-        report: Report | None = None
-        with ExitStack() as stack:
-            if (file.is_dir() and file.suffix != ".mlpackage") or file.suffix == ".zip":
-                from edgeopt.bundle.archive import open_anywhere
-
-                bundle = stack.enter_context(open_anywhere(file))
-                report = bundle.report()
-            summary = summarize(bundle.model_path if bundle is not None else file)
+            is_bundle = (file.is_dir() and file.suffix != ".mlpackage") or file.suffix == ".zip"
+            bundle = stack.enter_context(open_whole(file)) if is_bundle else None
+            if isinstance(bundle, GenerationBundle):
+                parts = {name: summarize(part.model_path) for name, part in bundle.parts.items()}
+            else:
+                report = bundle.report() if bundle is not None else None
+                summary = summarize(bundle.model_path if bundle is not None else file)
+        if isinstance(bundle, GenerationBundle):
+            _show_writer(file, bundle, parts, json)
+            return
     if json:
         print_json({"file": summary, **({"manifest": bundle.manifest} if bundle is not None else {})})
         return
@@ -56,6 +62,15 @@ def inspect(
     _show_signature(summary.signature, console)
     console.print()
     console.print(_each_operator(summary) if every else _operators_by_type(summary))
+
+
+def _show_writer(file: Path, bundle: GenerationBundle, parts: Mapping[PartName, FileSummary], json: bool) -> None:
+    from edgeopt.cli.inspect_writer import show_writer
+
+    if json:
+        print_json({"manifest": bundle.manifest, "parts": parts})
+    else:
+        show_writer(file, bundle, parts, stdout())
 
 
 def _show_bundle(file: Path, bundle: LoadedBundle, report: Report, console: Console) -> None:

@@ -34,8 +34,9 @@ class ItemReader:
         self._names = tuple(spec.name for spec in inputs)
         self._inputs = inputs
         self._text_keys = preprocessing.text_keys if isinstance(preprocessing, TextPreprocessing) else ()
-        is_written = isinstance(preprocessing, TextPreprocessing) and writes(preprocessing, inputs)
-        self._written = preprocessing if is_written else None
+        self._written: TextPreprocessing | None = None
+        if isinstance(preprocessing, TextPreprocessing) and writes(preprocessing, inputs):
+            self._written = preprocessing
         self._preprocess = preprocess
         self._class_index = {name: index for index, name in enumerate(class_names)}
 

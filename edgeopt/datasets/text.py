@@ -75,8 +75,8 @@ class TextTransform:
         return arrays
 
     def _encoded(self, raw: str | tuple[str, ...]) -> Encoding:
-        texts = (raw,) if isinstance(raw, str) else raw
-        return self._tokenizer.encode(self._prefix + texts[0], *texts[1:])
+        first, *others = (raw,) if isinstance(raw, str) else raw
+        return self._tokenizer.encode(self._prefix + first, others[0] if others else None)
 
     def _configure(self, limit: int) -> None:
         """Ours replaces what tokenizer.json itself says about lengths: many hold the padding of their training."""
@@ -144,8 +144,8 @@ def _padding(tokenizer: Tokenizer, file: Path, inputs: tuple[TensorSpec, ...]) -
     transformers writes beside it."""
     declared = next((spec.padding for spec in inputs if spec.padding is not None and "mask" not in spec.name), None)
     if declared is not None:
-        token = tokenizer.id_to_token(declared) or ""
-        return {"direction": "right", "pad_id": declared, "pad_type_id": 0, "pad_token": token}
+        name = tokenizer.id_to_token(declared) or ""
+        return {"direction": "right", "pad_id": declared, "pad_type_id": 0, "pad_token": name}
     own = tokenizer.padding or {}
     config = config_beside(file)
     direction = own.get("direction") or config.get("padding_side") or "right"

@@ -55,21 +55,26 @@ def capture(
 
 def lower(program: ExportedProgram, path: Path) -> None:
     """Delegate to XNNPACK what it takes and write the .pte file, source layers included. Raises ConversionError."""
-    from executorch.exir import to_edge_transform_and_lower
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackDynamicallyQuantizedPartitioner
+    from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
 
     from edgeopt.exporter.executorch_partitioner import partitioner
 
+    has_state = _writes_to_buffers(program)  # such as a cache that the network keeps itself
+    # One partitioner alone finds dependency cycles around what is written to a buffer.
+    first = [XnnpackDynamicallyQuantizedPartitioner()] if has_state else []
     write_out_gelus(program)
     write_out_insertions(program)
     write_out_attention(program)
     try:
         edge = to_edge_transform_and_lower(
-            program, transform_passes=[own_every_dequantize, drop_idle_expansions], partitioner=[partitioner()]
+            program, transform_passes=[own_every_dequantize, drop_idle_expansions], partitioner=[*first, partitioner()]
         )
         exported = edge.exported_program()
         handles = {n.meta["debug_handle"]: layer_of(n) for n in exported.graph.nodes if "debug_handle" in n.meta}
         blocks = [_layers(graph) for graph in _delegated_graphs(exported)]
-        manager = edge.to_executorch()
+        # Written in place, else each run copies every buffer.
+        manager = edge.to_executorch(ExecutorchBackendConfig(run_reinplace_pass=has_state))
     except Exception as error:  # the compiler's passes raise all kinds
         raise _lowering_error(program, error) from error
     layers: dict[int | tuple[int, int], str] = {}
@@ -84,6 +89,20 @@ def lower(program: ExportedProgram, path: Path) -> None:
     del edge, exported, blocks, manager  # each holds the weights once more
     add_layers(path, layers)
     _check_loads(path)
+
+
+def _writes_to_buffers(program: ExportedProgram) -> bool:
+    """Whether a run leaves something behind. The signature tells only after torch has taken in-place operators out."""
+    buffers = program.graph_signature.inputs_to_buffers
+    for node in program.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if node.op == "call_function" and schema is not None and schema.is_mutable:
+            written = node
+            while written.op == "call_function" and written.all_input_nodes:  # through views
+                written = written.all_input_nodes[0]
+            if written.name in buffers:
+                return True
+    return False
 
 
 def _delegated_graphs(program: ExportedProgram) -> list[Graph]:

@@ -25,37 +25,24 @@ Layers = Mapping[int | tuple[int, int], str]
 def add_layers(path: Path, layers: Layers) -> None:
     """Put that table into a .pte file, in place; every other byte of data stays as it is and is never in memory."""
     from executorch.exir._serialize._program import _get_extended_header
-    from executorch.exir._serialize.padding import pad_to
+    from executorch.exir._serialize.padding import aligned_size
 
     data = encode(layers)
     partial = path.with_name(f"{path.name}.partial")
     with path.open("rb") as file:
         header = _get_extended_header(file.read(_HEAD_BYTES))
-        if header is None:
-            # Neither weights nor a delegate: the table becomes the file's only segment.
-            file.seek(0)
-            partial.write_bytes(_with_first_segment(file.read(), data))
-        else:
-            at = header.segment_data_size + -header.segment_data_size % _SEGMENT_ALIGNMENT
-            file.seek(0)
-            head = _with_entry(file.read(header.program_size), at, len(data))
+        # A file without weights and delegates has no such header: nothing stands behind its flatbuffer.
+        taken = header.segment_data_size if header is not None else 0
+        at = aligned_size(taken, _SEGMENT_ALIGNMENT)
+        file.seek(0)
+        head = _with_entry(file.read(header.program_size if header is not None else -1), at, len(data))
+        if header is not None:
             file.seek(header.segment_base_offset)
-            with partial.open("wb") as result:
-                result.write(head)
-                shutil.copyfileobj(file, result, _COPIED_AT_ONCE)
-                result.write(pad_to(b"", at - header.segment_data_size) + data)
+        with partial.open("wb") as result:
+            result.write(head)
+            shutil.copyfileobj(file, result, _COPIED_AT_ONCE)
+            result.write(bytes(at - taken) + data)
     partial.replace(path)
-
-
-def _with_first_segment(program: bytes, data: bytes) -> bytes:
-    from executorch.exir._serialize._named_data_store import NamedDataStore
-    from executorch.exir._serialize._program import deserialize_pte_binary, serialize_pte_binary
-
-    file = deserialize_pte_binary(program)
-    store = NamedDataStore()
-    store.add_named_data(KEY, data, alignment=1)
-    file.named_data = store.get_named_data_store_output()
-    return bytes(serialize_pte_binary(file, extract_delegate_segments=True))
 
 
 def _with_entry(head: bytes, at: int, size: int) -> bytes:

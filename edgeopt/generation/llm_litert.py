@@ -1,8 +1,8 @@
 """LiteRT-LM's layout of a causal language model: one file that reads a prompt and that writes, sharing the weights.
 
 Names and shapes are those that its executor looks for (runtime/executor in its sources). litert-torch's own exporter of
-language models (generative/export_hf) can't stand in: it needs TensorFlow, reads models from a directory only, so that
-nothing pruned or trained here would get in, and patches `transformers` for each architecture.
+language models (generative/export_hf) can't stand in: it can't be imported without TensorFlow, and its attention and
+caches are patches to `transformers` for each architecture.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class LiteRtNetwork(torch.nn.Module):
         mask = masks(positions, torch.arange(caches["kv_cache_k_0"].shape[2]), self._windows)
         network = getattr(self, WRAPPED_ATTRIBUTE)
         logits = call(network, tokens.to(torch.int64), positions[None], mask, stores)
-        result = {}
+        result: dict[str, Tensor] = {}
         for number, store in enumerate(stores.values()):
             result |= {f"kv_cache_k_{number}": store.key, f"kv_cache_v_{number}": store.value}
         return result | {"logits": logits} if self._writes else result

@@ -90,11 +90,11 @@ class Greedy:
         self.ids: tuple[int, ...] = ()
         self._rules = rules
 
-    def rank(self, logits: Array) -> int:
-        return int(_allowed(logits, self._rules, first=not self.ids)[0].argmax())
+    def rank(self, logits: Array, *, first: bool) -> int:
+        return int(_allowed(logits, self._rules, first=first)[0].argmax())
 
     def advance(self, logits: Array) -> Step:
-        token = self.rank(logits)
+        token = self.rank(logits, first=not self.ids)
         self.ids = (*self.ids, token)
         self.done = token in self._rules.end_ids or len(self.ids) >= self._rules.max_new
         return Step((token,), (0,), (token,))
@@ -130,9 +130,10 @@ class Beam:
         """The best finished sequence; the best running one while there is none."""
         return self._finished[0][1] if self._finished else self._running[0]
 
-    def rank(self, logits: Array) -> tuple[Array, Array, Array, tuple[int, ...]]:
-        """The best continuations: their scores, rows and tokens, the best first; and the choice of each row."""
-        totals = _allowed(logits, self._rules, first=not self._running[0])
+    def rank(self, logits: Array, *, first: bool) -> tuple[Array, Array, Array, tuple[int, ...]]:
+        """The best continuations: their scores, rows and tokens, the best first; and the choice of each row.
+        `first`: of the sequence's first token."""
+        totals = _allowed(logits, self._rules, first=first)
         choices = tuple(map(int, totals.argmax(axis=1)))
         totals = totals + (self._scores - _log_sum_exp(logits))[:, None]
         best = _best(totals.reshape(-1), self._kept)
@@ -140,7 +141,7 @@ class Beam:
         return totals[rows, tokens], rows, tokens, choices
 
     def advance(self, logits: Array) -> Step:
-        scores, rows, tokens, choices = self.rank(logits)
+        scores, rows, tokens, choices = self.rank(logits, first=not self._running[0])
         length = len(self._running[0]) + 1
         going: list[int] = []
         for place, (score, row, token) in enumerate(zip(scores, rows, tokens, strict=True)):
@@ -184,7 +185,7 @@ class Replay:
         self._steps = steps
 
     def advance(self, logits: Array) -> Step:
-        ranked = self._search.rank(logits)
+        ranked = self._search.rank(logits, first=not self.choices)
         step = self._steps[len(self.choices)]
         self.choices.append((ranked,) if isinstance(ranked, int) else ranked[3])
         self.done = len(self.choices) == len(self._steps)

@@ -17,15 +17,17 @@ class Tokens:
 
     Args:
         file: the tokenizer.json.
-        generation: of the network. Longer texts are cut to `max_source` tokens, at the side that the tokenizer names.
+        generation: of the network.
         prefix: put before every text to be read.
+        max_length: longer texts are cut to so many tokens, and to `Generation.max_source`, at the side that the
+            tokenizer names, as `edgeopt.datasets` cuts them.
 
     Raises:
         ConfigError: when the file is missing or is no tokenizer.
         MissingError: when the package tokenizers is not installed.
     """
 
-    def __init__(self, file: Path, generation: Generation, prefix: str = "") -> None:
+    def __init__(self, file: Path, generation: Generation, prefix: str = "", max_length: int | None = None) -> None:
         try:
             from tokenizers import Tokenizer
         except ImportError as error:
@@ -40,7 +42,8 @@ class Tokens:
         self._prefix = prefix
         own = self._tokenizer.truncation or {}
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(generation.max_source, direction=own.get("direction", "right"))
+        limit = generation.max_source if max_length is None else min(max_length, generation.max_source)
+        self._tokenizer.enable_truncation(limit, direction=own.get("direction", "right"))
 
     def inputs(self, text: str) -> dict[str, Array]:
         """`input_ids` and `attention_mask`, int64 (1, n): what `Writer.write` takes. Raises DataError where the text

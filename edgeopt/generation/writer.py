@@ -100,6 +100,11 @@ class Writer:
             )
 
     @property
+    def reads(self) -> frozenset[str]:
+        """Names of what it writes from: the inputs of the encoder, or of the prefill."""
+        return frozenset(tensor.name for tensor in self._first.signature.inputs)
+
+    @property
     def cache_bytes(self) -> int:
         return sum(buffer.array.nbytes for _, buffer in (*self._memory, *self._past))
 
@@ -150,9 +155,9 @@ class Writer:
             filled = {"input_ids": prompt, "length": np.array([prompt.shape[1]])}
         else:
             filled = {**inputs}
-            if self._mask is not None and self._mask.name not in filled:
-                ids = next(inputs[t.name] for t in self._first.signature.inputs if t.name in inputs)
-                filled[self._mask.name] = np.ones(ids.shape, np.int64)
+            ids = next((inputs[t.name] for t in self._first.signature.inputs if t.name in inputs), None)
+            if self._mask is not None and ids is not None:
+                filled.setdefault(self._mask.name, np.ones(ids.shape, np.int64))
         missing = [t.name for t in self._first.signature.inputs if t.name not in filled]
         if missing:
             raise DataError(f"the sample lacks the input {missing[0]!r}", where="data set")
@@ -178,8 +183,9 @@ class Writer:
             if search.done:
                 break
             # Rows that are not in use repeat the first, so that a scale taken over the whole batch is the first's own.
+            # Where all of them do, they all read the same tokens anyway.
             parents = (*step.parents, *(self._rows - search.width) * step.parents[:1])
-            if parents != tuple(range(self._rows)):
+            if search.width > 1 and parents != tuple(range(self._rows)):
                 for _, buffer in self._past:
                     buffer.reorder(parents, position)
             logits = self._decode(step.tokens, position)

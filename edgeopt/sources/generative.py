@@ -171,10 +171,11 @@ def check_writer(model: Model) -> None:
     """Write the first tokens of the example token by token, and compare with `forward`, which sees them all.
 
     Raises:
-        UsageError: methods are missing, or they fail.
+        UsageError: methods are missing, or they fail, or a token that the loop needs is none of the vocabulary.
         ConversionError: the logits differ.
     """
     generation = _generation_of(model)
+    _check_tokens(generation, model.name)
     with _running(model.name):
         expected, got = _both_ways(model, generation)
     widest = float(np.abs(expected).max())
@@ -184,6 +185,18 @@ def check_writer(model: Model) -> None:
             where=model.name,
             fix="its attention needs more than keys, values and a position; write the methods by hand",
         )
+
+
+def _check_tokens(generation: Generation, where: str) -> None:
+    """Configurations of small networks keep the large ones' special tokens."""
+    named = {"start": generation.start_ids, "end": generation.end_ids, "padding": (generation.pad_id,)}
+    for role, tokens in named.items():
+        if max(tokens, default=0) >= generation.vocabulary:
+            raise UsageError(
+                f"names {max(tokens)} as its {role} token, and its vocabulary has {generation.vocabulary}",
+                where=where,
+                fix="correct generation_config.json, or the Generation that you give",
+            )
 
 
 def _generation_of(model: Model) -> Generation:

@@ -39,7 +39,8 @@ class RecordingLayer(_Layer):
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return query_length, 0
 
-    def get_seq_length(self) -> int:
+    def get_seq_length(self) -> int | Tensor:
+        """Tokens before. The networks add it to their positions, which takes a tensor as well as a number."""
         return 0
 
     def get_max_length(self) -> int:
@@ -70,8 +71,7 @@ class SlotLayer(RecordingLayer):
         del query_length
         return self.get_max_length(), 0
 
-    # The networks add it to their positions, which takes a tensor as well as a number.
-    def get_seq_length(self) -> Tensor:  # type: ignore[override]
+    def get_seq_length(self) -> Tensor:
         return self._position
 
     def get_max_length(self) -> int:

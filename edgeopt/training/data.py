@@ -151,7 +151,8 @@ class EpochOrder(Sampler[int]):
 
 def by_length(sizes: Array) -> Array:
     """Places of the samples in the order of their longest dimension, then of the last one."""
-    return np.lexsort((sizes[:, -1], sizes.max(1)))
+    order: Array = np.lexsort((sizes[:, -1], sizes.max(1)))
+    return order
 
 
 class _Indices(TorchDataset[Any]):  # what it holds before and after collation differ in type

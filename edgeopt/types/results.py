@@ -66,7 +66,8 @@ class OpTiming:
 class Gates:
     """Limits on the exported file; None switches a gate off. Fractions, not per cent: 0.005 is half a point.
 
-    `max_accuracy_drop` is a difference of the metric, `min_accuracy_kept` a share of the float model's (97 % of its BLEU).
+    `max_accuracy_drop` is a difference of the metric, `min_accuracy_kept` a share of the float model's (0.97: 97 % of
+    its BLEU).
     `max_cpu_operators` and `min_accelerated` (a fraction of the operators) judge the placement on an accelerator,
     `max_instructions` one inference on each emulated phone.
     """

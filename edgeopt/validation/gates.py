@@ -27,9 +27,27 @@ class _Gate:
 
 
 _GATES = (
-    _Gate("max_accuracy_drop", "accuracy_drop", "<=", "fraction", "give labelled data, or pairs of texts, with --evaluation"),
-    _Gate("min_accuracy_kept", "accuracy_kept", ">=", "fraction", "give labelled data, or pairs of texts, with --evaluation"),
-    _Gate("min_agreement", "agreement", ">=", "fraction", "no output has the form of class scores, integers or texts beside a float twin"),
+    _Gate(
+        "max_accuracy_drop",
+        "accuracy_drop",
+        "<=",
+        "fraction",
+        "give labelled data, or pairs of texts, with --evaluation",
+    ),
+    _Gate(
+        "min_accuracy_kept",
+        "accuracy_kept",
+        ">=",
+        "fraction",
+        "give labelled data, or pairs of texts, with --evaluation",
+    ),
+    _Gate(
+        "min_agreement",
+        "agreement",
+        ">=",
+        "fraction",
+        "no output has the form of class scores, integers or texts beside a float twin",
+    ),
     _Gate("min_sqnr_db", "sqnr_db", ">=", "dB", "there is no float model to compare with, or no float output"),
     _Gate("min_speedup", "speedup", ">=", "x", "there is no float twin to time beside it"),
     _Gate("max_latency_ms", "latency_ms", "<=", "ms", "it was not timed"),

@@ -191,8 +191,10 @@ class _Comparison:
             self._count(step.choices, chosen)
 
     def _predict(self, assignment: Assignment) -> None:
-        if not assignment.told:
+        if assignment.told is None:
             raise DataError("has no label to be predicted", where=f"sample {assignment.name!r}")
+        if not assignment.told:
+            return
         found = self._candidate.writer.score(assignment.given, assignment.told)
         self._candidate.perplexity.update(found.log_likelihoods)
         if self._reference is not None:

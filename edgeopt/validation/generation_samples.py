@@ -19,15 +19,17 @@ class Assignment:
     Attributes:
         name: of the sample.
         inputs: what to write from: the encoder's inputs, or a prompt.
-        references: texts of which one should be written; () where nobody says.
-        given, told: for perplexity: `told` follows `given`, token by token; told is () without a label.
+        references: texts of which one should be written, where nobody gave texts what the label's tokens say; ()
+            where nobody says.
+        given, told: for perplexity: `told` follows `given`, token by token; () where a text of one token leaves
+            nothing to tell, None without a label.
     """
 
     name: str
     inputs: Mapping[str, Array]
     references: tuple[str, ...]
     given: Mapping[str, Array]
-    told: tuple[int, ...]
+    told: tuple[int, ...] | None
 
 
 def assignment_of(sample: Sample, generation: Generation, tokens: Tokens | None) -> Assignment:
@@ -37,9 +39,10 @@ def assignment_of(sample: Sample, generation: Generation, tokens: Tokens | None)
     is its own target: its first half is the prompt, the second the reference.
     """
     label = np.zeros(0, np.int64) if sample.label is None else np.asarray(sample.label).reshape(-1)
-    told = tuple(int(token) for token in label if token >= 0)
+    told = None if sample.label is None else tuple(int(token) for token in label if token >= 0)
     if generation.kind == "encoder-decoder":
-        return Assignment(sample.name, sample.inputs, sample.references, sample.inputs, told)
+        references = sample.references or ((tokens.text(told),) if tokens is not None and told else ())
+        return Assignment(sample.name, sample.inputs, references, sample.inputs, told)
     ids = _text(sample, generation)
     first = int(np.argmax(label >= 0)) if told else 0
     given = ids[: first + 1]

@@ -11,7 +11,7 @@ from edgeopt.case_studies.expresstext import Order, Result, run
 
 pytestmark = pytest.mark.e2e
 
-_STEPS = ("distil", "prune", "sparsify", "qat")
+_STEPS = ("distil", "prune", "sparsify", "quantization-aware-training")
 
 
 @pytest.fixture(scope="module")

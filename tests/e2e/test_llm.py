@@ -129,12 +129,13 @@ class TestGenai:
         tokenizer = genai.Tokenizer(genai.Model(str(tmp_path)))
         assert list(tokenizer.encode(TEXT)) == llama.prompt
 
+    # A bit is worth 6 dB, four bits fewer cost 24; random weights of two layers leave no more.
     @pytest.mark.parametrize(
         ("scheme", "decibels"),
         [
-            (Scheme("w8", "none"), 30),
-            (Scheme("w4", "none", "per-group", weight_symmetric=False, weight_estimator="mse"), 10),
-            (Scheme("8da4w", "dynamic", "per-group", weight_symmetric=False, weight_estimator="mse"), 10),
+            (Scheme("w8", "none"), 28),
+            (Scheme("w4", "none", "per-group", weight_symmetric=False, weight_estimator="mse"), 5),
+            (Scheme("8da4w", "dynamic", "per-group", weight_symmetric=False, weight_estimator="mse"), 5),
         ],
         ids=["w8", "w4", "8da4w"],
     )

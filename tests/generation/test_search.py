@@ -131,6 +131,17 @@ def test_replay_takes_the_same_steps_and_tells_other_choices() -> None:
     assert other.choices != same.choices
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+def test_replay_forbids_at_the_first_token_only_what_may_not_begin_a_text(beams: int) -> None:
+    limited = rules(begin_suppressed_ids=(0,))  # Whisper's end token among them
+    scores = random_scores(6, 4, end_bias=3)
+    _, steps = run(search_for(limited, beams), scores)
+    again = Replay(search_for(limited, beams), steps)
+    run(again, scores)
+    assert again.choices == [step.choices for step in steps]
+    assert 0 in {choice for choices in again.choices for choice in choices}
+
+
 def test_forced_gives_the_likelihood_of_a_text() -> None:
     scores = random_scores(6, 3)
     search = Forced((2, 5, 0))

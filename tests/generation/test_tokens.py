@@ -46,6 +46,13 @@ def test_long_texts_are_cut_and_still_closed(file: Path) -> None:
     np.testing.assert_array_equal(Tokens(file, TRANSLATES).inputs("ein " * 20)["input_ids"], [[4, 4, 4, 4, 4, 1]])
 
 
+def test_texts_are_cut_where_the_data_were(file: Path) -> None:
+    """A declared length below the network's own is that of the data set."""
+    tokens = Tokens(file, TRANSLATES, max_length=3)
+    np.testing.assert_array_equal(tokens.inputs("ein " * 20)["input_ids"], [[4, 4, 1]])
+    assert Tokens(file, TRANSLATES, max_length=99).inputs("ein " * 20)["input_ids"].shape == (1, 6)
+
+
 def test_the_prefix_is_read_too(file: Path) -> None:
     np.testing.assert_array_equal(Tokens(file, TRANSLATES, "x: ").inputs("Hund")["input_ids"], [[7, 5, 1]])
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -263,6 +263,34 @@ def test_a_prompt_that_fills_the_cache() -> None:
 def test_too_long_a_text_to_be_scored() -> None:
     with pytest.raises(DataError, match="has 10 tokens, the network can write 1 to 9"):
         Writer(translator(), TRANSLATES).score(source_of(3), range(10))
+
+
+@pytest.mark.parametrize(("network", "generation"), [(translator, TRANSLATES), (continuer, CONTINUES)])
+@pytest.mark.parametrize("beams", [1, 2])
+def test_rows_that_are_not_in_use_are_the_first_ones_equals(
+    network: Callable[[int], dict[PartName, Session]], generation: Generation, beams: int
+) -> None:
+    """A runtime that takes one scale of the whole batch would see what they hold."""
+    sessions = network(4)
+    decoder, seen = sessions["decoder"], []
+    assert isinstance(decoder, Decoder)
+    answer = decoder.answer
+
+    def watched(given: Mapping[str, Array]) -> dict[str, Array]:
+        batched = [values for name, values in given.items() if name == "token" or name.startswith("past_")]
+        seen.append(all(np.array_equal(values[row], values[0]) for values in batched for row in range(beams, 4)))
+        return answer(given)
+
+    decoder.answer = watched  # type: ignore[method-assign]
+    inputs = source_of(5, 6) if generation is TRANSLATES else {"input_ids": np.array([[5, 6]])}
+    Writer(sessions, generation, beams).write(inputs)
+    assert len(seen) > 1
+    assert all(seen)
+
+
+def test_a_sample_without_any_source() -> None:
+    with pytest.raises(DataError, match="the sample lacks the input 'input_ids'"):
+        Writer(translator(), TRANSLATES).write({"decoder_input_ids": np.array([[START]])})
 
 
 def test_more_beams_than_rows() -> None:

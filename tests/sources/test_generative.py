@@ -118,6 +118,15 @@ def test_caches_may_differ_from_the_memory(spec: ModelSpec) -> None:
     assert writer_of(model.module, generation) is model.module
 
 
+def test_tokens_that_are_none_of_the_vocabulary(spec: ModelSpec) -> None:
+    """Configurations of small networks keep the large ones' end token, which would never come."""
+    model = documented(spec)
+    assert model.generation is not None
+    beyond = replace(model.generation, end_ids=(50256,))
+    with pytest.raises(UsageError, match=r"names 50256 as its end token, and its vocabulary has \d+"):
+        check_writer(replace(model, generation=beyond))
+
+
 transformers = pytest.importorskip("transformers", reason="the extra [hf] is not installed")
 
 SIZES = {

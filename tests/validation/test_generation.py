@@ -276,6 +276,25 @@ def test_samples_that_lack_what_the_metric_needs(tmp_path: Path, terms: Generati
         prove(network, None, replace(terms, samples=lambda: iter(())))
 
 
+def test_a_text_of_one_token_leaves_nothing_to_predict(tmp_path: Path, terms: GenerationTerms) -> None:
+    network = copier(tmp_path / "float", {})
+    short = replace(next(samples()), label=np.array([[-100]]))
+    mixed = replace(terms, samples=lambda: iter([short, *samples()]), metric="perplexity")
+    alone = replace(mixed, samples=lambda: iter([short]))
+    with_it, without = prove(network, None, mixed), prove(network, None, replace(mixed, samples=samples))
+    assert figures(with_it, "float")["perplexity"] == pytest.approx(figures(without, "float")["perplexity"])
+    with pytest.raises(DataError, match="holds no text to be predicted"):
+        prove(network, None, alone)
+
+
+def test_where_there_are_no_texts_the_labels_tokens_are_the_reference(tmp_path: Path, terms: GenerationTerms) -> None:
+    """As in a .npz file of sounds."""
+    told = [replace(sample, references=()) for sample in samples()]
+    proof = prove(copier(tmp_path / "float", {}), None, replace(terms, samples=lambda: iter(told), metric="wer"))
+    assert figures(proof, "float")["wer"] == 0
+    assert proof.examples[0].reference == TEXTS[0]
+
+
 def test_a_file_that_is_refused(tmp_path: Path, terms: GenerationTerms) -> None:
     network = copier(tmp_path / "float", {})
     network["decoder"].path.write_bytes(b"nothing")
