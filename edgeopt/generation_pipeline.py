@@ -161,10 +161,7 @@ class WriterRun:
 
     def _golden(self, shipped: Mapping[PartName, Artifact], terms: GenerationTerms) -> tuple[GoldenSequence, ...]:
         """A handful of sources with the tokens that the shipped files write."""
-        read = self.model.preprocessing
-        prefix, limit = (read.prefix, read.max_length) if isinstance(read, TextPreprocessing) else ("", None)
-        file = terms.tokenizer
-        tokens = None if file is None else Tokens(file, terms.generation, prefix, limit)
+        tokens = self._tokens()
         runtime = load_runtime(terms.runtime)
         with ExitStack() as stack:
             sessions = {
@@ -172,7 +169,16 @@ class WriterRun:
             }
             writer = Writer(sessions, terms.generation, terms.beams, length_penalty=terms.length_penalty)
             samples = self.data.evaluation
-            return tuple(golden_sequences(writer, samples, terms.generation, tokens, prefix, terms.beams))
+            return tuple(golden_sequences(writer, samples, terms.generation, tokens, terms.beams))
+
+    def _tokens(self) -> Tokens | None:
+        """They cut and begin a text as the data set did, and as an app will."""
+        if self.tokenizer is None:
+            return None
+        read = self.model.preprocessing
+        if isinstance(read, TextPreprocessing):
+            return Tokens(self.tokenizer, self._generation, read.prefix, read.max_length)
+        return Tokens(self.tokenizer, self._generation)
 
     def _steps(self, job: Job) -> tuple[tuple[Made, ...], tuple[Finding, ...]]:
         if not self.config.step:

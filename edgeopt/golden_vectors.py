@@ -40,28 +40,31 @@ def golden_vectors(artifact: Artifact, twin: Artifact, samples: Dataset, runtime
 
 
 def golden_sequences(
-    writer: Writer, samples: Dataset, generation: Generation, tokens: Tokens | None, prefix: str, beams: int
+    writer: Writer, samples: Dataset, generation: Generation, tokens: Tokens | None, beams: int
 ) -> Iterator[GoldenSequence]:
     """The first samples with what the shipped files write.
 
     Args:
         samples: of the whole network; what was to be written is left out.
-        tokens: None where the prompt is no text; otherwise they put `prefix` before every text, too.
+        tokens: with the prefix of every text that is read; None where the prompt is no text.
     """
     for sample in islice(samples, GOLDEN_VECTORS):
         asked = assignment_of(sample, generation, tokens).inputs
         given = {name: values for name, values in asked.items() if name in writer.reads}
         most = writer.most_new(given)
         written = writer.write(given, most)
-        prompt = None if tokens is None else _prompt(tokens, prefix, given)
+        prompt = None if tokens is None else _prompt(tokens, given)
         text = None if tokens is None else tokens.text(written.ids)
         yield GoldenSequence(prompt, given if prompt is None else {}, written.ids, text, beams, most)
 
 
-def _prompt(tokens: Tokens, prefix: str, given: Mapping[str, Array]) -> str | None:
-    """The text of these tokens; None where it would be read as others, as one with unknown words would."""
-    ids = given["input_ids"]
-    prompt = tokens.text([int(token) for token in ids[0]]).removeprefix(prefix)
+def _prompt(tokens: Tokens, given: Mapping[str, Array]) -> str | None:
+    """The text of these tokens; None where it would be read as others, as one with unknown words would, or was
+    heard."""
+    ids = given.get("input_ids")
+    if ids is None:
+        return None
+    prompt = tokens.text([int(token) for token in ids[0]]).removeprefix(tokens.prefix)
     try:
         again = tokens.inputs(prompt)["input_ids"]
     except DataError:

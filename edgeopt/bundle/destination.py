@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edgeopt.bundle.generation_manifest import GENERATION, TOP_UNLISTED, is_generation_bundle
+from edgeopt.bundle.llm_manifest import LLM
 from edgeopt.bundle.manifest import MANIFEST, UNLISTED, is_bundle
 from edgeopt.errors import EdgeoptError, MissingError, UsageError
 from edgeopt.json_data import loads
@@ -123,6 +124,8 @@ def _replaceable(final: Path) -> bool:
         return True
     if is_generation_bundle(final):
         return present <= _known_files(final)
+    if LLM in present:
+        return present <= {*_listed(final / LLM), LLM}
     return is_bundle(final) and present <= {*_listed(final / MANIFEST), *UNLISTED}
 
 

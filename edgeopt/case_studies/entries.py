@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -141,10 +142,11 @@ def key_of(config: RunConfig, inputs_sha256: str) -> str:
     """Names the result of such a run: 16 hexadecimal digits that change with all that decides it.
 
     Args:
-        inputs_sha256: of the teacher, the data and the student's code.
+        inputs_sha256: of the teacher, the data and the code beside the recipe.
     """
     ours = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in _ELSEWHERE}
-    text = repr([_plain(ours), config.train is not None, inputs_sha256, sorted(tool_versions().items())])
+    plain = _plain(ours, f"{config.config_dir}{os.sep}")
+    text = repr([plain, config.train is not None, inputs_sha256, sorted(tool_versions().items())])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -168,13 +170,15 @@ _ELSEWHERE = frozenset({
 })  # fmt: skip
 
 
-def _plain(value: object) -> object:
+def _plain(value: object, folder: str) -> object:
+    """Nested lists and texts; paths are told from that folder on."""
     if is_dataclass(value) and not isinstance(value, type):
-        return [type(value).__name__, {field.name: _plain(getattr(value, field.name)) for field in fields(value)}]
+        kept = {field.name: _plain(getattr(value, field.name), folder) for field in fields(value)}
+        return [type(value).__name__, kept]
     if isinstance(value, Mapping):
-        return {str(key): _plain(value[key]) for key in sorted(value)}
+        return {str(key): _plain(value[key], folder) for key in sorted(value)}
     if isinstance(value, frozenset | set):
         return sorted(map(str, value))
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return str(value)
+        return [_plain(item, folder) for item in value]
+    return str(value).removeprefix(folder)

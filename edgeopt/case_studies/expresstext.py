@@ -22,7 +22,7 @@ from edgeopt.case_studies.entries import Entry, brief, config_of_entry, entries,
 from edgeopt.case_studies.outcome import Outcome, load_outcome, read_outcome, save_outcome
 from edgeopt.case_studies.page import Picture, html_page, markdown
 from edgeopt.case_studies.report import METRICS, Goal, Study, goals, page_of
-from edgeopt.case_studies.teacher import TeacherConfig, train_teacher
+from edgeopt.case_studies.teacher import UNFINISHED, TeacherConfig, train_teacher
 from edgeopt.case_studies.whole_file import write_whole
 from edgeopt.config import RunConfig, load_config
 from edgeopt.emulator.download import sha256_of
@@ -148,7 +148,8 @@ def _corpus(order: Order, progress: Progress) -> Corpus:
 
 def _teach(order: Order, corpus: Corpus, directory: Path, progress: Progress) -> None:
     """Train the teacher, or take the one that was given."""
-    finished = (directory / _WEIGHTS).is_file()
+    # Weights that a killed run was about to write have its state beside them.
+    finished = (directory / _WEIGHTS).is_file() and not (directory / UNFINISHED).exists()
     if order.teacher is None:
         if not finished:
             config = _SMOKE_TEACHER if order.scale == "smoke" else TeacherConfig()
@@ -161,7 +162,7 @@ def _teach(order: Order, corpus: Corpus, directory: Path, progress: Progress) ->
     if not finished:
         part = directory.with_name(f"{TEACHER}.part")
         shutil.rmtree(part, ignore_errors=True)
-        shutil.copytree(order.teacher, part)
+        shutil.copytree(order.teacher, part, ignore=shutil.ignore_patterns(UNFINISHED))
         shutil.rmtree(directory, ignore_errors=True)
         part.rename(directory)
     elif any(sha256_of(directory / name) != sha256_of(order.teacher / name) for name in _TEACHER_FILES):
@@ -213,9 +214,10 @@ def _finished(recipe: RunConfig, inputs: str, directory: Path) -> dict[str, Outc
 
 
 def _digest(directory: Path) -> str:
-    """Of the teacher, the data and the student's code."""
+    """Of the teacher, the data and the code beside the recipe: the student's, and what it or a loss is made of."""
     whole = hashlib.sha256()
-    for path in (*_teacher_files(directory), *sorted((directory / "data").glob("*.jsonl")), directory / STUDENT):
+    data, code = (directory / "data").glob("*.jsonl"), directory.glob("*.py")
+    for path in (*_teacher_files(directory), *sorted(data), *sorted(code)):
         whole.update(f"{path.name} {sha256_of(path)}\n".encode())
     return whole.hexdigest()
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 PADDING, END, UNKNOWN = 0, 1, 2
 #: Positions that the network has; of a longer text the rest is not read.
 LONGEST = 128
+#: State of a training, in the teacher's folder until all else is there.
+UNFINISHED = "unfinished.pt"
 Pair = tuple[list[int], list[int]]
 
 
@@ -110,13 +112,13 @@ def train_teacher(
     tokenizer = train_tokenizer([text for pair in pairs for text in pair], config.vocabulary)
     rows = _encoded(pairs, tokenizer)
     module = build_teacher(config, tokenizer.get_vocab_size())
-    _train(module, rows, config, directory / "unfinished.pt", progress)
+    _train(module, rows, config, directory / UNFINISHED, progress)
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     )
     wrapped.save_pretrained(directory)
     module.save_pretrained(directory)
-    (directory / "unfinished.pt").unlink(missing_ok=True)
+    (directory / UNFINISHED).unlink(missing_ok=True)
 
 
 def _encoded(pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer) -> list[Pair]:

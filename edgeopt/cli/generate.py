@@ -48,7 +48,7 @@ def generate(
     error. Blank lines stay blank.
     """
     with work(context) as progress:
-        sources = texts or _lines(file)
+        sources = _sources(texts or [], file)
         progress.step("Verifying the bundle")
         lines, fixed = _write(bundle, sources, beams, max_new_tokens, threads, progress)
     speed = _speed(lines)
@@ -83,9 +83,13 @@ class _Line:
 _SPEEDS = {"time_to_first_token_ms": "first token after {} ms", "tokens_per_second": "then {} tokens/s"}
 
 
-def _lines(file: Path | None) -> list[str]:
+def _sources(texts: list[str], file: Path | None) -> list[str]:
     from edgeopt.errors import UsageError
 
+    if texts and file is not None:
+        raise UsageError("texts and --file are both given", where="generate", fix="drop one of them")
+    if texts:
+        return texts
     if file is None and sys.stdin.isatty():
         raise UsageError("there is nothing to write from", where="generate", fix="give a text, or --file FILE")
     try:
@@ -94,7 +98,8 @@ def _lines(file: Path | None) -> list[str]:
         raise UsageError("is not UTF-8 text", where=str(file or "standard input")) from error
     except FileNotFoundError as error:
         raise UsageError("no such file", where=str(file)) from error
-    return text.splitlines()
+    # Not splitlines(): that also ends lines within texts, at a form feed or U+2028.
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def _write(

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from edgeopt.bundle import LoadedBundle
-    from edgeopt.bundle.generation_reader import GenerationBundle
-    from edgeopt.types import FileSummary, PartName, QuantParams, Report, Signature
+    from edgeopt.bundle.archive_whole import AnyBundle
+    from edgeopt.types import FileSummary, QuantParams, Report, Signature
 
 
 def inspect(
@@ -34,43 +34,50 @@ def inspect(
 
     Example: edgeopt inspect dist/digits-android-int8
     """
-    with ExitStack() as stack:
+    with ExitStack() as stack:  # a .zip is unpacked until everything is shown
         with work(context) as progress:
             progress.step(f"Reading {file.name}")
             from edgeopt.bundle.archive import open_whole
-            from edgeopt.bundle.generation_reader import GenerationBundle
             from edgeopt.formats import summarize
 
             is_bundle = (file.is_dir() and file.suffix != ".mlpackage") or file.suffix == ".zip"
             bundle = stack.enter_context(open_whole(file)) if is_bundle else None
-            if isinstance(bundle, GenerationBundle):
-                parts = {name: summarize(part.model_path) for name, part in bundle.parts.items()}
-            else:
-                report = bundle.report() if bundle is not None else None
-                summary = summarize(bundle.model_path if bundle is not None else file)
-        if isinstance(bundle, GenerationBundle):
-            _show_writer(file, bundle, parts, json)
-            return
-    if json:
-        print_json({"file": summary, **({"manifest": bundle.manifest} if bundle is not None else {})})
-        return
+            files = {name: summarize(path) for name, path in _files(file, bundle).items()}
+        _show(file, bundle, files, every, json)
+
+
+def _files(file: Path, bundle: AnyBundle | None) -> dict[str, Path]:
+    """The model files there, by what they are called in the bundle."""
+    from edgeopt.bundle.generation_reader import GenerationBundle
+
+    if isinstance(bundle, GenerationBundle):
+        return {name: part.model_path for name, part in bundle.parts.items()}
+    return {"file": file if bundle is None else bundle.model_path}
+
+
+def _show(file: Path, bundle: AnyBundle | None, files: Mapping[str, FileSummary], every: bool, json: bool) -> None:
+    from edgeopt.bundle.generation_reader import GenerationBundle
+
     console = stdout()
-    if bundle is not None and report is not None:
-        _show_bundle(file, bundle, report, console)
-    _show_file(summary, file / bundle.manifest.model.file if bundle is not None else file, console)
+    if json:
+        shown: dict[str, object] = {"parts": files} if isinstance(bundle, GenerationBundle) else dict(files)
+        print_json(shown | ({"manifest": bundle.manifest} if bundle is not None else {}))
+        return
+    if isinstance(bundle, GenerationBundle):
+        from edgeopt.cli.inspect_writer import show_writer
+
+        show_writer(file, bundle, files, console)
+        return
+    path = file
+    if bundle is not None:
+        _show_bundle(file, bundle, bundle.report(), console)
+        path = file / bundle.manifest.model.file
+    summary = files["file"]
+    _show_file(summary, path, console)
     console.print()
     _show_signature(summary.signature, console)
     console.print()
     console.print(_each_operator(summary) if every else _operators_by_type(summary))
-
-
-def _show_writer(file: Path, bundle: GenerationBundle, parts: Mapping[PartName, FileSummary], json: bool) -> None:
-    from edgeopt.cli.inspect_writer import show_writer
-
-    if json:
-        print_json({"manifest": bundle.manifest, "parts": parts})
-    else:
-        show_writer(file, bundle, parts, stdout())
 
 
 def _show_bundle(file: Path, bundle: LoadedBundle, report: Report, console: Console) -> None:

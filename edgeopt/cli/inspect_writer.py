@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from edgeopt.bundle.generation_reader import GenerationBundle
-    from edgeopt.types import FileSummary, PartName, Report
+    from edgeopt.types import FileSummary, Report
 
 
-def show_writer(file: Path, bundle: GenerationBundle, parts: Mapping[PartName, FileSummary], console: Console) -> None:
+def show_writer(file: Path, bundle: GenerationBundle, parts: Mapping[str, FileSummary], console: Console) -> None:
     """The bundle must still be open. A part's operators are shown by inspecting that part alone."""
     manifest, generation, report = bundle.manifest, bundle.generation, bundle.report()
     missed = ", ".join(check.name for check in report.checks if not check.passed)

@@ -5,7 +5,7 @@ A recipe is a sequence of these: prune -> distil -> qat, say. `edgeopt.tuning` r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -157,6 +157,14 @@ class Distil:
     sequence_level: bool = False
     training: TrainingConfig = _RECOVERY
     teaching: Teaching = _SOFT_LABELS
+
+    @property
+    def taught(self) -> Teaching:
+        """`teaching` as the student meets it: tokens that the teacher wrote are what is learned, and its scores for
+        them the rest of the mixture."""
+        if self.sequence_level and self.teaching.loss in (None, "distillation"):
+            return replace(self.teaching, loss="cross-entropy")
+        return self.teaching
 
 
 @dataclass(frozen=True, slots=True)

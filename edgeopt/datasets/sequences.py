@@ -112,10 +112,10 @@ class SequenceTransform:
         return inputs | decoder, label
 
     def _continued(self, pair: TextPair, where: str) -> tuple[dict[str, Array], Array | None] | None:
-        if not pair.targets or self._is_own_target:
-            if not pair.targets:
-                inputs = self._source(pair.text, where)
-                return None if inputs is None else (inputs, None)
+        if not pair.targets:
+            inputs = self._source(pair.text, where)
+            return None if inputs is None else (inputs, None)
+        if self._is_own_target and pair.targets == (pair.text,):
             ids = self._source.ids(pair.text)
             told = ids[1:]
         else:

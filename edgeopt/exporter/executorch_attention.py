@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 #: Operators that show or combine values, and can't make infinity of finite ones unless the numbers overflow.
 _PASSING = (
-    "aten.add", "aten.sub", "aten.mul", "aten.neg", "aten.rsub", "aten.mean", "aten.pow", "aten.rsqrt", "aten.cat",
+    "aten.add", "aten.sub", "aten.mul", "aten.neg", "aten.rsub", "aten.mean", "aten.pow", "aten.cat",
     "aten.stack", "aten.view", "aten.reshape", "aten.transpose", "aten.permute", "aten.unsqueeze", "aten.squeeze",
     "aten.expand", "aten.slice", "aten.select", "aten.index_select", "aten.clone", "aten.contiguous", "aten.to",
     "aten._to_copy", "aten.flatten", "aten.unflatten", "aten.repeat", "aten.split", "aten.chunk", "aten.dropout",
@@ -33,15 +33,11 @@ _PASSING = (
 #: Operators whose results are taken to be finite, whatever went in.
 _FINITE = (
     "aten.linear", "aten.matmul", "aten.bmm", "aten.conv1d", "aten.conv2d", "aten.embedding", "aten.layer_norm",
-    "aten.rms_norm", "aten.cos", "aten.sin", "aten.sigmoid", "aten.tanh", "aten.softmax", "aten.arange",
+    "aten.rms_norm", "aten.cos", "aten.sin", "aten.sigmoid", "aten.tanh", "aten.arange",
 )  # fmt: skip
-_COMPARISONS = ("aten.eq", "aten.ne", "aten.lt", "aten.le", "aten.gt", "aten.ge")
+_CONSTANTS = ("aten.full", "aten.full_like", "aten.scalar_tensor", "aten.zeros", "aten.ones")
 #: What the condition of a `where` may go through between the comparison and its use.
-_CONDITION_STEPS = (
-    "aten.view", "aten.reshape", "aten.unsqueeze", "aten.expand", "aten.logical_not", "aten.logical_and",
-    "aten.logical_or", "aten.bitwise_and", "aten.bitwise_or", "aten.bitwise_not", "aten.__and__", "aten.__or__",
-    "aten.slice", "aten.select", "aten.to", "aten._to_copy",
-)  # fmt: skip
+_CONDITION_STEPS = ("aten.view", "aten.reshape", "aten.unsqueeze", "aten.expand", "aten.slice", "aten.select")
 
 
 def write_out_attention(program: ExportedProgram) -> None:
@@ -73,10 +69,10 @@ def write_out_attention(program: ExportedProgram) -> None:
 
 
 def write_out_insertions(program: ExportedProgram) -> None:
-    """where(position, row, cache) -> row * p + cache * (1 - p), p one where the position is: in place, and to the bit.
+    """where(position, row, cache) -> row * p + cache * (1 - p), p one where the position is: in place, and exactly.
 
-    Only where integers choose, for whole rows, among values that are finite: where values choose, as in
-    where(isnan(x), 0, x), what is not chosen may be infinite, and times 0 that is no number.
+    Only where whole rows are chosen by their number, among values that are finite. Any other `where` may be a guard, as
+    where(isnan(x), 0, x) and where(length == 0, 0, attended): what it does not choose times 0 is no number.
     """
     import torch
 
@@ -186,24 +182,23 @@ def _finite_mask(program: ExportedProgram, emit: Emit, arguments: dict[str, obje
 def _is_insertion(program: ExportedProgram, node: Node, condition: Node, one: Node, other: Node) -> bool:
     import torch
 
-    result = _value(node)
-    if result.dtype != torch.float32 or _value(condition).numel() >= result.numel() or result.dim() < 2:
+    result, chosen = _value(node), _value(condition)
+    if not all(isinstance(size, int) for size in (*result.shape, *chosen.shape)):
+        return False
+    if result.dtype != torch.float32 or not 1 < chosen.numel() < result.numel() or result.dim() < 2:
         return False
     if any(_value(branch).dim() != result.dim() for branch in (one, other)):
         return False
-    return _chooses_by_integers(condition) and all(_is_finite(program, b, trusts_inputs=True) for b in (one, other))
+    return _tells_rows(condition) and all(_is_finite(program, b, trusts_inputs=True) for b in (one, other))
 
 
-def _chooses_by_integers(condition: Node) -> bool:
-    import torch
-
-    if target_is(condition, *_COMPARISONS):
-        return not any(_value(source).dtype.is_floating_point for source in condition.all_input_nodes)
-    if target_is(condition, *_CONDITION_STEPS):
-        return all(
-            _chooses_by_integers(source) for source in condition.all_input_nodes if _value(source).dtype == torch.bool
-        ) and all(_value(source).dtype == torch.bool for source in condition.all_input_nodes)
-    return False
+def _tells_rows(condition: Node) -> bool:
+    """Whether it compares integers with integers for being equal, as arange(rows) == position does."""
+    while target_is(condition, *_CONDITION_STEPS):
+        condition = condition.all_input_nodes[0]
+    if operator_name(condition) not in ("aten.eq.Tensor", "aten.ne.Tensor"):
+        return False
+    return not any(_value(source).dtype.is_floating_point for source in condition.all_input_nodes)
 
 
 def _is_finite(program: ExportedProgram, node: Node, *, trusts_inputs: bool) -> bool:
@@ -214,21 +209,45 @@ def _is_finite(program: ExportedProgram, node: Node, *, trusts_inputs: bool) -> 
     """
     import torch
 
-    if not _value(node).dtype.is_floating_point:
-        return True
+    seen: set[Node] = set()
+    waiting = [node]
+    while waiting:
+        made = waiting.pop()
+        value = made.meta.get("val")
+        if made in seen or (isinstance(value, torch.Tensor) and not value.dtype.is_floating_point):
+            continue
+        if isinstance(value, int | torch.SymInt):  # a size
+            continue
+        seen.add(made)
+        sources = _to_be_finite(program, made, trusts_inputs=trusts_inputs)
+        if sources is None:
+            return False
+        waiting.extend(sources)
+    return True
+
+
+def _to_be_finite(program: ExportedProgram, node: Node, *, trusts_inputs: bool) -> list[Node] | None:
+    """What must be finite for that to be finite; None where it may hold infinity whatever went in."""
+    import torch
+
     if node.op == "placeholder":
         constant = _constant(program, node)
-        return trusts_inputs if constant is None else bool(torch.isfinite(constant).all())
+        return [] if (trusts_inputs if constant is None else bool(torch.isfinite(constant).all())) else None
     if target_is(node, *_FINITE):
-        return trusts_inputs
-    makes_constant = target_is(node, "aten.full", "aten.full_like", "aten.scalar_tensor", "aten.zeros", "aten.ones")
-    if not makes_constant and not target_is(node, *_PASSING, "aten.lift_fresh_copy", "aten.detach_", "aten.detach"):
-        return False
-    numbers = [value for value in (*node.args, *node.kwargs.values()) if isinstance(value, float)]
-    sources = [source for source in node.all_input_nodes if not makes_constant]
-    return all(map(math.isfinite, numbers)) and all(
-        _is_finite(program, source, trusts_inputs=trusts_inputs) for source in sources
-    )
+        return [] if trusts_inputs else None
+    numbers = [value for value in (*node.args, *node.kwargs.values()) if isinstance(value, int | float)]
+    if not all(map(math.isfinite, numbers)):
+        return None
+    if target_is(node, *_CONSTANTS):
+        return []
+    sources = node.all_input_nodes
+    if target_is(node, "aten.pow"):
+        return sources if len(sources) == 1 and numbers and numbers[-1] >= 0 else None
+    if target_is(node, "aten.rsqrt"):  # of a variance, which is raised so that it can't be 0
+        [raised] = sources
+        is_raised = target_is(raised, "aten.add") and any(isinstance(n, int | float) and n > 0 for n in raised.args)
+        return sources if is_raised else None
+    return sources if target_is(node, *_PASSING, "aten.lift_fresh_copy", "aten.detach_", "aten.detach") else None
 
 
 def _constant(program: ExportedProgram, node: Node) -> Tensor | None:

@@ -103,13 +103,19 @@ def _rows_of_blocks(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     from onnx import TensorProto, helper, numpy_helper
 
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    products = [node for node in graph.node if node.op_type == "MatMulNBits" and len(node.input) == 3]
+    products = [
+        node
+        for node in graph.node
+        if node.op_type == "MatMulNBits" and len(node.input) == 3 and constants.keys() >= set(node.input[1:])
+    ]
     made: dict[str, onnx.NodeProto] = {}
     for node in graph.node:
         table = (
             constants.get(node.input[0]) if node.op_type == "GatherBlockQuantized" and len(node.input) == 3 else None
         )
-        if table is None or table.data_type != TensorProto.INT4 or table.dims[1] % 2:
+        if table is None or table.data_type != TensorProto.INT4 or table.dims[-1] % 2 or len(table.dims) != 2:
+            continue
+        if node.input[2] not in constants:
             continue
         raised = (np.frombuffer(table.raw_data, np.uint8) ^ 0x88).tobytes()
         for product in products:

@@ -103,19 +103,27 @@ def sample_inputs(found: LanguageModel, length: int) -> dict[str, Tensor]:
     return {"tokens": tokens, "input_pos": torch.arange(length, dtype=torch.int32), **caches}
 
 
-def quantize_litert_lm(source: Path, scheme: Scheme, path: Path) -> None:
-    """Write the same file with integer weights; both signatures go on sharing them.
-
-    Raises ConversionError for a scheme other than integer weights with float activations or run-time ranges.
-    """
-    from ai_edge_quantizer import qtyping, quantizer
-
+def refuse_litert_lm(scheme: Scheme) -> None:
+    """Raises ConversionError for a scheme other than float, or integer weights with float activations or run-time
+    ranges."""
+    if scheme.is_plain_float:
+        return
     if scheme.weight_bits > 8 or scheme.activations == "static" or scheme.weight_values != "linear":
         raise ConversionError(
             f"a LiteRT-LM file is made with integer weights (w8, w4, 8da4w, dynamic w8a8), not {scheme.precision} "
             f"with {scheme.activations} activations",
             where="scheme",
         )
+
+
+def quantize_litert_lm(source: Path, scheme: Scheme, path: Path) -> None:
+    """Write the same file with integer weights; both signatures go on sharing them.
+
+    Raises ConversionError for a scheme that `refuse_litert_lm` refuses.
+    """
+    from ai_edge_quantizer import qtyping, quantizer
+
+    refuse_litert_lm(scheme)
     granularity = {
         "per-channel": qtyping.QuantGranularity.CHANNELWISE,
         "per-tensor": qtyping.QuantGranularity.TENSORWISE,

@@ -14,6 +14,14 @@ from edgeopt.types import Model
 MODEL_FILE = "model.litertlm"
 
 
+def require_builder() -> None:
+    """Raises MissingError where litert-lm-builder is not installed."""
+    if find_spec("litert_lm_builder") is None:
+        raise MissingError(
+            "a LiteRT-LM file needs the package 'litert-lm-builder'", fix="pip install litert-lm-builder"
+        )
+
+
 def write_litert_lm(model: Model, network: Path, directory: Path) -> Path:
     """Write the file into a directory and return it.
 
@@ -27,10 +35,7 @@ def write_litert_lm(model: Model, network: Path, directory: Path) -> Path:
         MissingError: litert-lm-builder is not installed.
         ConversionError: the model has no tokenizer, which LiteRT-LM keeps in the same file.
     """
-    if find_spec("litert_lm_builder") is None:
-        raise MissingError(
-            "a LiteRT-LM file needs the package 'litert-lm-builder'", fix="pip install litert-lm-builder"
-        )
+    require_builder()
     tokenizer = tokenizer_file(model)
     if tokenizer is None:
         raise ConversionError(

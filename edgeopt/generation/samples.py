@@ -65,6 +65,8 @@ class _PartDataset(IndexedDataset):
         self._offset = float(np.random.default_rng(seed).random())
         self._identity = hashlib.sha256("\0".join(identity).encode()).digest()
         self.is_sequential = isinstance(data, IndexedDataset) and data.is_sequential
+        self.is_fixed = isinstance(data, IndexedDataset) and data.is_fixed
+        self.is_fixed = isinstance(data, IndexedDataset) and data.is_fixed
 
     @property
     def is_labelled(self) -> bool:

@@ -38,8 +38,8 @@ class Tokens:
             self._tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # The Rust library raises bare Exceptions.
             raise ConfigError(f"is not a tokenizer: {error}", where=str(file)) from error
+        self.prefix = prefix
         self._generation = generation
-        self._prefix = prefix
         own = self._tokenizer.truncation or {}
         self._tokenizer.no_padding()
         limit = generation.max_source if max_length is None else min(max_length, generation.max_source)
@@ -48,7 +48,7 @@ class Tokens:
     def inputs(self, text: str) -> dict[str, Array]:
         """`input_ids` and `attention_mask`, int64 (1, n): what `Writer.write` takes. Raises DataError where the text
         holds no tokens."""
-        ids: list[int] = self._tokenizer.encode(self._prefix + text).ids
+        ids: list[int] = self._tokenizer.encode(self.prefix + text).ids
         if self._generation.kind == "decoder":
             # A tokenizer that closes every text would tell the network that all is said.
             while ids and ids[-1] in self._generation.end_ids:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,11 +96,7 @@ def _written(teacher: Model, training: Dataset, settings: Distil, context: StepC
     validation = context.validation
     if validation is not None and not validation.is_labelled:
         validation = of(validation)
-    teaching = settings.teaching
-    if teaching.loss in (None, "distillation"):
-        # Written tokens are what is learned; the teacher's scores for them are the rest of the mixture.
-        teaching = replace(teaching, loss="cross-entropy")
-    return _Lesson(teacher, of(training), validation, teaching)
+    return _Lesson(teacher, of(training), validation, settings.taught)
 
 
 def _derived(model: Model, settings: Distil, context: StepContext) -> Model:

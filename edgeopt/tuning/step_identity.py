@@ -124,13 +124,12 @@ def _teacher(step: Step, original: Model) -> tuple[object, ...]:
 def _loss(step: Step, training: Dataset | None) -> str:
     from edgeopt.training.losses import load_loss
 
-    spec = step.teaching.loss
-    if spec is None:
-        return ""
+    teaching = step.taught if isinstance(step, Distil) else step.teaching
+    spec = teaching.loss
     writes_labels = isinstance(step, Distil) and step.sequence_level
     is_labelled = training is None or training.is_labelled or writes_labels
-    load_loss(spec, is_labelled, step.teaching.alpha, step.teaching.temperature)
-    return code_of([load_user_object(spec, "loss").module]) if re.search(r":[\w.]+$", spec) else ""
+    load_loss(spec, is_labelled, teaching.alpha, teaching.temperature, label_smoothing=teaching.label_smoothing)
+    return code_of([load_user_object(spec, "loss").module]) if re.search(r":[\w.]+$", spec or "") else ""
 
 
 def _target(step: Step, job: Job, config: RunConfig) -> tuple[object, ...]:

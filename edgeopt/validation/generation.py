@@ -176,10 +176,13 @@ def prove_generation(
 
 def _check(terms: GenerationTerms) -> None:
     if terms.metric is None:
-        needy = next(
-            (gate for gate in ("max_accuracy_drop", "min_accuracy_kept") if gate in terms.required_gates), None
-        )
-        if needy is not None:
+        limits = {
+            "max_accuracy_drop": terms.gates.max_accuracy_drop,
+            "min_accuracy_kept": terms.gates.min_accuracy_kept,
+        }
+        # One that was switched off is the user's decision too.
+        asked = (gate for gate, limit in limits.items() if limit is not None and gate in terms.required_gates)
+        if (needy := next(asked, None)) is not None:
             raise UsageError(
                 "can't be measured: the evaluation data have no texts to compare with",
                 where=needy.replace("_", "-"),

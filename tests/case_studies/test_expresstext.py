@@ -128,6 +128,16 @@ def test_the_key_changes_with_what_decides_the_result(recipe: RunConfig) -> None
     assert len({key, *others}) == 5
 
 
+def test_where_the_study_lies_makes_no_difference(tmp_path: Path) -> None:
+    keys = set()
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        path = tmp_path / name / "edgeopt.toml"
+        path.write_text(RECIPE.read_text("utf-8"), "utf-8")
+        keys.add(key_of(config_of_entry(load_config(path, {}), entry("all")), "x"))
+    assert len(keys) == 1, "the student's code is named by the recipe, and lies beside it"
+
+
 def test_a_brief_recipe_has_every_step_once(recipe: RunConfig) -> None:
     short = brief(recipe)
     assert [type(step) for step in short.step] == [type(step) for step in recipe.step]
@@ -206,6 +216,21 @@ def test_a_changed_student_is_run_again(runs: Runs, tmp_path: Path) -> None:
     (tmp_path / "student.py").write_text("# another\n")
     run(SMOKE, tmp_path, exporter=runs.export)
     assert len(runs.exported) == 4
+
+
+def test_code_beside_the_student_counts(runs: Runs, tmp_path: Path) -> None:
+    run(SMOKE, tmp_path, exporter=runs.export)
+    (tmp_path / "losses.py").write_text("# what student.py imports, or a loss\n")
+    run(SMOKE, tmp_path, exporter=runs.export)
+    assert len(runs.exported) == 4
+
+
+def test_weights_that_were_half_written_are_trained_again(runs: Runs, tmp_path: Path) -> None:
+    write_teacher(tmp_path / "teacher", "hal")
+    state = tmp_path / "teacher" / "unfinished.pt"
+    state.write_text("epoch 20")
+    run(SMOKE, tmp_path, exporter=runs.export)
+    assert runs.taught == 1
 
 
 def test_an_interrupted_run_goes_on(runs: Runs, tmp_path: Path) -> None:

@@ -90,6 +90,19 @@ def test_lines_of_standard_input_and_of_a_file(run: Run, tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("bundle")
+def test_a_line_is_what_a_line_break_ends(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("a\x0cdog\n\ntwo\u2028men\n")
+    assert run("somewhere", "--file", tmp_path / "lines.txt")[1].split("\n") == ["de: a dog", "", "de: two men", ""]
+    assert run("somewhere", stdin="")[:2] == (0, "")
+
+
+@pytest.mark.usefixtures("bundle")
+def test_texts_and_a_file(run: Run, tmp_path: Path) -> None:
+    code, _, err = run("somewhere", "a dog", "--file", tmp_path / "lines.txt")
+    assert (code, err) == (2, "error: generate: texts and --file are both given; drop one of them\n")
+
+
+@pytest.mark.usefixtures("bundle")
 def test_one_document(run: Run) -> None:
     code, out, err = run("somewhere", "a dog", "--json", "--max-new-tokens", "2", "--beams", "2", "--threads", "3")
     assert (code, err) == (0, "")

@@ -272,6 +272,21 @@ def test_a_language_model_is_told_the_answer_and_not_the_question(
     assert row(data[1], "input_ids") == [*ids("a b c d x y z"), END]
 
 
+def test_pairs_win_over_texts_that_are_their_own_target(tmp_path: Path, preprocessing: TextPreprocessing) -> None:
+    own = replace(
+        preprocessing,
+        tokenizer=tokenizer(tmp_path, None, end="</s>"),
+        text_keys=("text",),
+        target_key="text",
+        start_ids=(),
+    )
+    rows: list[dict[str, object]] = [{"source": "a b c", "target": "x y"}, {"text": "a b"}]
+    data = open_dataset(write_lines(tmp_path / "data.jsonl", rows), LANGUAGE_MODEL, own)
+    assert row(data[0], "input_ids") == [*ids("a b c x y"), END]
+    assert label(data[0]) == [-100, -100, *ids("x y"), END, -100]
+    assert row(data[1], "input_ids")[:2] == ids("a b")
+
+
 @pytest.mark.parametrize(
     "item",
     [

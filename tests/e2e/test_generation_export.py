@@ -11,7 +11,7 @@ import pytest
 
 import edgeopt
 from edgeopt.bundle.generation_reader import open_generation_bundle
-from edgeopt.case_studies.teacher import TeacherConfig, train_teacher
+from edgeopt.case_studies.teacher import TeacherConfig, train_teacher, train_tokenizer
 from edgeopt.errors import UsageError
 
 pytestmark = pytest.mark.e2e
@@ -60,6 +60,35 @@ def test_what_the_files_write_is_judged_and_packed(translator: Path, tmp_path: P
     assert {"tokens_per_second", "time_to_first_token_ms", "cache_bytes"} <= {name for name, _ in measured}
     read = open_generation_bundle(bundle.path)
     assert set(read.parts) == {"encoder", "decoder"}
+    replayed = subprocess.run([sys.executable, "check_generation.py"], cwd=bundle.path, capture_output=True, text=True)
+    assert replayed.returncode == 0, replayed.stderr
+
+
+def test_a_language_model_whose_texts_are_longer_than_its_prompts(tmp_path: Path) -> None:
+    """Half of the cache is the prompt's; texts fill all of it."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    text = " ".join(source for source, _ in PAIRS[:4])
+    tokenizer = train_tokenizer([text], 60)
+    config = GPT2Config(
+        vocab_size=tokenizer.get_vocab_size(), n_embd=16, n_layer=1, n_head=2, n_positions=24,
+        bos_token_id=1, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "net")
+    tokenizer.save(str(tmp_path / "net" / "tokenizer.json"))
+    (tmp_path / "texts.jsonl").write_text(2 * (json.dumps({"text": text}) + "\n"))
+    bundle = edgeopt.export(
+        f"hf:{tmp_path / 'net'}",
+        target="android-onnx-int8-dynamic",
+        evaluation=str(tmp_path / "texts.jsonl"),
+        min_speedup="off",
+        output_dir=tmp_path / "dist",
+    )
+    measured = {(m.name, m.subject) for m in bundle.report.measurements}
+    assert {("perplexity", "float"), ("perplexity", "quantized"), ("prefill_latency_ms", "quantized")} <= measured
+    read = open_generation_bundle(bundle.path)
+    assert set(read.parts) == {"prefill", "decoder"}
+    assert len(read.golden()) == 2
     replayed = subprocess.run([sys.executable, "check_generation.py"], cwd=bundle.path, capture_output=True, text=True)
     assert replayed.returncode == 0, replayed.stderr
 

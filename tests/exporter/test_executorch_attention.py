@@ -57,7 +57,42 @@ class HidesByPosition(nn.Module):
     """Integers choose, but one side is infinite."""
 
     def forward(self, scores: Tensor, position: Tensor) -> Tensor:
-        return torch.where((torch.arange(COLUMNS) > position)[None], torch.full_like(scores, -math.inf), scores)
+        return torch.where((torch.arange(COLUMNS) == position)[None], torch.full_like(scores, -math.inf), scores)
+
+
+class GuardsRows(nn.Module):
+    """Integers choose: rows behind the text see nothing, and their attention is no number."""
+
+    def forward(self, scores: Tensor, value: Tensor, length: Tensor) -> Tensor:
+        behind = (torch.arange(ROWS) >= length)[:, None]
+        attended = torch.softmax(scores.masked_fill(behind, -math.inf), -1) @ value
+        return torch.where(behind, torch.zeros_like(attended), attended)
+
+
+class Inverse(nn.Module):
+    """A row is put in whose making divides by a root."""
+
+    def __init__(self, epsilon: float, exponent: float) -> None:
+        super().__init__()
+        self.epsilon, self.exponent = epsilon, exponent
+
+    def forward(self, row: Tensor, cache: Tensor, position: Tensor) -> Tensor:
+        here = (torch.arange(cache.shape[1]) == position).view(1, -1, 1)
+        square = row.pow(self.exponent).mean(-1, keepdim=True)
+        return torch.where(here, row * torch.rsqrt(square + self.epsilon), cache)
+
+
+class Chain(nn.Module):
+    """Each step is read twice by the next one."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+
+    def forward(self, row: Tensor, cache: Tensor, position: Tensor) -> Tensor:
+        for _ in range(self.steps):
+            row = row * 0.5 + row.neg() * 0.25
+        return torch.where((torch.arange(cache.shape[1]) == position).view(1, -1, 1), row, cache)
 
 
 def tensors(columns: int = COLUMNS) -> tuple[Tensor, Tensor, Tensor]:
@@ -133,3 +168,46 @@ def test_what_values_choose_or_may_be_infinite_stays() -> None:
     guarded = check(Guard(), (torch.tensor([[1.0, 2.0], [-1.0, -2.0]]),))
     hidden = check(HidesByPosition(), (torch.randn(2, COLUMNS), torch.tensor([2])))
     assert "aten.where.self" in operators(guarded) & operators(hidden)
+
+
+def test_rows_that_may_be_no_numbers_are_not_multiplied() -> None:
+    inputs = (torch.randn(ROWS, COLUMNS), torch.randn(COLUMNS, WIDTH), torch.tensor(2))
+    program = check(GuardsRows(), inputs)
+    assert not program.module()(*inputs)[2].any()
+
+
+def inserted(module: nn.Module, row: Tensor) -> bool:
+    """Whether the module's insertion has become arithmetic."""
+    program = check(module, (row, torch.randn(1, COLUMNS, WIDTH), torch.tensor([2])))
+    return "aten.where.self" not in operators(program)
+
+
+def test_roots_and_powers_are_finite_only_where_nothing_divides_by_zero() -> None:
+    row = torch.randn(1, 1, WIDTH)
+    assert inserted(Inverse(1e-6, 2), row)
+    assert not inserted(Inverse(0.0, 2), row)
+    assert not inserted(Inverse(1e-6, -2), row)
+
+
+def test_looking_back_takes_each_step_once() -> None:
+    """Regression: every reader of a step walked back through all steps before it, 2**400 ways here."""
+    assert inserted(Chain(400), torch.randn(1, 1, WIDTH))
+
+
+def test_masks_of_free_sizes_are_looked_through() -> None:
+    """Regression: a size among an operator's inputs has no type, and looking at it raised."""
+    query, key, value = tensors()
+    mask = torch.ones(COLUMNS, dtype=torch.int64)
+
+    class Shaped(Attention):
+        def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+            assert mask is not None
+            hidden = torch.where(mask[None] == 0, LEAST, 0.0).expand(query.shape[2], -1)
+            return super().forward(query, key, value, hidden)
+
+    size = torch.export.Dim("size", min=2, max=64)
+    program = torch.export.export(
+        Shaped().eval(), (query, key, value, mask), dynamic_shapes=({2: size}, None, None, None)
+    )
+    write_out_attention(program)
+    assert written(program)

@@ -90,6 +90,20 @@ def test_a_constant_that_leaves_the_graph_stays_one() -> None:
     assert "head" in stored(proto)
 
 
+def test_weights_and_scales_that_a_graph_computes_are_let_be() -> None:
+    """Regression: a product whose blocks, or a lookup whose scale, is no constant raised KeyError."""
+    scheme = Scheme("8da4w", "dynamic", "per-group")
+    for kind, place in (("MatMulNBits", 1), ("MatMulNBits", 2), ("GatherBlockQuantized", 2)):
+        proto = to_block_products(quantize_embeddings(tied(), never, scheme), never, scheme)
+        [node] = [node for node in proto.graph.node if node.op_type == kind]
+        proto.graph.node.insert(0, helper.make_node("Identity", [node.input[place]], ["computed"]))
+        [node] = [node for node in proto.graph.node if node.op_type == kind]
+        node.input[place] = "computed"
+        before = run(proto)
+        store_once(proto)
+        np.testing.assert_array_equal(run(proto), before)
+
+
 @pytest.mark.parametrize(
     "scheme", [Scheme("8da4w", "dynamic", "per-group"), Scheme("8da4w", "dynamic"), Scheme("w4", "none", "per-group")]
 )

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeopt.datasets.subset import select
+from edgeopt.datasets.indexed import IndexedDataset
+from edgeopt.datasets.subset import Subset, select
 from edgeopt.errors import DataError, UsageError
 from edgeopt.generation.parts import split
 from edgeopt.generation.samples import part_dataset
@@ -310,6 +311,43 @@ def test_the_same_seed_gives_the_same_samples_in_any_order() -> None:
     assert len(select(one, 4, seed=0)) == 4
     with pytest.raises(IndexError):
         one[9]
+
+
+def test_only_samples_of_what_never_changes_are_fixed() -> None:
+    """Regression: parts of the user's own data, different at each reading, were taken to be always the same."""
+    model, data = translator(), Samples(3)
+    parts = split(model)
+    known = select(part_dataset(model, "encoder", parts, data, 0), 2, seed=0)
+    assert not known.is_fixed
+    fixed = Subset(data, [0, 1])
+    fixed.is_fixed = True
+    assert part_dataset(model, "encoder", parts, fixed, 0).is_fixed
+
+
+def test_what_changes_at_each_reading_is_told() -> None:
+    model = translator()
+    samples = list(Samples(2))
+
+    class Drawn(IndexedDataset):
+        is_fixed = False
+        is_labelled = False
+        class_names = ()
+
+        def __len__(self) -> int:
+            return 2
+
+        def _load(self, index: int) -> Sample:
+            return samples[index]
+
+        def digest_of(self, index: int) -> bytes:
+            return bytes([index]) * 32
+
+    fixed = Drawn()
+    fixed.is_fixed = True
+    for data in (Drawn(), fixed):
+        part = part_dataset(model, "encoder", split(model), data, 0)
+        assert isinstance(part, IndexedDataset)
+        assert part.is_fixed is data.is_fixed
 
 
 def _at(sample: Sample) -> int:

@@ -16,6 +16,7 @@ from edgeopt.compression.steps import Distil, Goal, Prune, Qat, Step
 from edgeopt.config import RunConfig, config_of
 from edgeopt.errors import UsageError
 from edgeopt.plan import plan_jobs
+from edgeopt.training.config import Teaching
 from edgeopt.tuning.context import StepData
 from edgeopt.tuning.step_identity import code_of, identity_of
 from edgeopt.types import ImagePreprocessing, Model, StepRecord, TensorSpec, TextPreprocessing
@@ -121,6 +122,16 @@ def test_a_loss_of_the_users_own_counts_and_is_looked_for_at_once(
     assert identity(with_loss(spec)) != before
     with pytest.raises(UsageError, match="did you mean 'cross-entropy'"):
         identity(with_loss("cross-entrpy"))
+
+
+def test_smoothing_that_no_loss_takes_is_told_at_once() -> None:
+    smooth = Teaching(loss="mse", label_smoothing=0.1)
+    with pytest.raises(UsageError, match="goes with cross-entropy"):
+        identity(Prune(teaching=smooth))
+    with pytest.raises(UsageError, match="goes with cross-entropy, and the loss is 'distillation'"):
+        identity(Distil(teaching=replace(smooth, loss="distillation")))
+    # What the teacher writes is learned with cross-entropy.
+    identity(Distil(sequence_level=True, teaching=replace(smooth, loss="distillation")))
 
 
 def test_where_the_teachers_outputs_are_kept_makes_no_difference(tmp_path: Path) -> None:
