@@ -115,7 +115,7 @@ def write_layouts(config: RunConfig, progress: Progress | None = None) -> tuple[
         raise UsageError(
             "steps are not done here",
             where="edgeopt llm",
-            fix="do them with 'edgeopt export --save-weights FILE', and give that file with --weights",
+            fix="do them with 'edgeopt export --save-weights FILE', and give file.py:factory with --weights FILE here",
         )
     targets = _targets(config)
     progress.step("Loading the model")

@@ -73,6 +73,9 @@ def test_a_prompt_that_would_be_read_as_others_is_kept_as_tokens(file: Path) -> 
 
 def test_a_text_longer_than_a_prompt_may_be_is_begun(file: Path) -> None:
     """A language model's texts fill the cache, its prompts a part of it."""
+    tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="$A", special_tokens=[])
+    tokenizer.save(str(file))
     data = [sample(tokens=[4, 5, 6, 4, 5, 6, 4, 5])]
     (found,) = golden_sequences(
         Ends(CONTINUES, "input_ids", "length"),

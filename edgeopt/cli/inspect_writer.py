@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 def show_writer(file: Path, bundle: GenerationBundle, parts: Mapping[str, FileSummary], console: Console) -> None:
     """The bundle must still be open. A part's operators are shown by inspecting that part alone."""
+    from edgeopt.bundle.generation_manifest import PARTS
+
     manifest, generation, report = bundle.manifest, bundle.generation, bundle.report()
     missed = ", ".join(check.name for check in report.checks if not check.passed)
     unit = "frames" if "input_features" in _inputs(bundle) else "tokens"
@@ -42,7 +44,8 @@ def show_writer(file: Path, bundle: GenerationBundle, parts: Mapping[str, FileSu
     )
     console.print()
     rows = table("Part", "File", "Precision", "Operators", "Size", right=("Operators", "Size"), fold=("File",))
-    for name, part in bundle.parts.items():
+    for name in PARTS[generation.kind]:  # as they run
+        part = bundle.parts[name]
         model = f"{manifest.parts[name].folder}/{part.manifest.model.file}"
         rows.add_row(name, model, part.manifest.precision, str(len(parts[name].ops)), size(parts[name].size_bytes))
     console.print(rows)

@@ -22,8 +22,10 @@ class _Rows:
         self._key, self._value, self._at = key, value, at
 
     def update(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        self._key[:, :, self._at] = key
-        self._value[:, :, self._at] = value
+        # Not by `[:, :, at] =`, which drops the first dimension of what is written: the kernel that writes in place
+        # wants it.
+        self._key.index_copy_(2, self._at, key)
+        self._value.index_copy_(2, self._at, value)
         return self._key, self._value
 
 

@@ -129,7 +129,7 @@ def _loss(step: Step, training: Dataset | None) -> str:
     writes_labels = isinstance(step, Distil) and step.sequence_level
     is_labelled = training is None or training.is_labelled or writes_labels
     load_loss(spec, is_labelled, teaching.alpha, teaching.temperature, label_smoothing=teaching.label_smoothing)
-    return code_of([load_user_object(spec, "loss").module]) if re.search(r":[\w.]+$", spec or "") else ""
+    return code_of([load_user_object(spec, "loss").module]) if spec and re.search(r":[\w.]+$", spec) else ""
 
 
 def _target(step: Step, job: Job, config: RunConfig) -> tuple[object, ...]:

@@ -32,7 +32,7 @@ def test_its_parts_and_what_the_loop_must_know(bundle: Path, capsys: pytest.Capt
     assert f"Cache {generation.max_target} tokens, {generation.layers} layers" in shown
     assert f"Reads up to {generation.max_source} tokens" in shown
     assert "Beams 2" in shown
-    assert "encoder encoder/model.onnx fp32" in shown
+    assert shown.index("encoder encoder/model.onnx fp32") < shown.index("decoder decoder/model.onnx fp32")
     assert f"edgeopt inspect {bundle / 'decoder'}" in shown
     assert main(["inspect", str(bundle / "decoder")]) == 0
     assert "past_key_0" in capsys.readouterr().out

@@ -60,7 +60,7 @@ def test_table(run: Run, written: list[object]) -> None:
     assert "w4 for onnxruntime-genai" in out
     row = next(line for line in out.splitlines() if line.startswith("model.onnx"))
     assert row.split() == ["model.onnx", "2.0", "KiB", "8.0", "KiB"]
-    assert "93.8 %" in out
+    assert "93.75 %" in out
     assert "21.5 dB" in out
     assert "was not run" in " ".join(out.split())
     assert "the app must bring its own" in out
