@@ -22,6 +22,7 @@ from edgeopt.cli.export import export
 from edgeopt.cli.generate import generate
 from edgeopt.cli.init import init
 from edgeopt.cli.inspect import inspect
+from edgeopt.cli.llm import llm
 from edgeopt.cli.predict import predict
 from edgeopt.cli.sensitivity import sensitivity
 from edgeopt.cli.targets import targets
@@ -29,7 +30,7 @@ from edgeopt.cli.validate import validate
 from edgeopt.cli.verify import verify
 
 _PANELS: dict[str, tuple[Callable[..., None] | typer.Typer, ...]] = {
-    "Build and prove": (export, generate, validate, compare, device),
+    "Build and prove": (export, llm, generate, validate, compare, device),
     "Make smaller first": (prune, sparsify, factorize, distil, qat),
     "Look": (inspect, predict, coverage, sensitivity, debug, targets, devices),
     "Pass on": (bundle, verify),
