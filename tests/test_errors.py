@@ -128,7 +128,7 @@ def test_a_failed_conversion_shows_the_end_of_the_log(capsys: pytest.CaptureFixt
         (["exprt"], "error: no such command 'exprt'; did you mean 'export'?"),
         (
             ["export", "--max-acuracy-drop", "1"],
-            "error: no such option: --max-acuracy-drop; did you mean --max-accuracy-drop?",
+            "error: no such option: --max-acuracy-drop; did you mean --max-accuracy-drop",
         ),
         (["export", "--target"], "error: option '--target' requires an argument"),
         (["inspect"], "error: missing argument 'FILE'; see 'edgeopt inspect --help'"),
