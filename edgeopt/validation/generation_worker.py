@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import gc
 import importlib
-import os
-import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +14,11 @@ from typing import Literal
 
 import numpy as np
 
-from edgeopt.errors import EdgeoptError
 from edgeopt.generation.writer import Writer, Written
-from edgeopt.json_data import dumps, from_plain, loads
+from edgeopt.json_data import from_plain, loads
 from edgeopt.runtimes.base import Runtime, Session
 from edgeopt.types import Array, Generation, PartName, Signature
-from edgeopt.validation.worker import Failure, peak, reset_peak
+from edgeopt.validation.worker import Failure, modules_on_file, peak, reset_peak, respond
 
 #: Sequences written for the memory figure; the first ones make a runtime allocate what it keeps.
 MEMORY_SEQUENCES = 2
@@ -134,7 +131,7 @@ def _serve(request: GenerationRequest, opened: list[Session]) -> GenerationReply
         return GenerationReply(peak_bytes=max(peak() - before, 0))
     writers = [_open(request, index, opened) for index in range(len(request.networks))]
     costs = time_in_turns(writers, sources, request.max_new, request.budget_s)
-    return GenerationReply(costs, tuple(w.cache_bytes for w in writers), modules=_modules_on_file())
+    return GenerationReply(costs, tuple(w.cache_bytes for w in writers), modules=modules_on_file())
 
 
 def _open(request: GenerationRequest, index: int, opened: list[Session]) -> Writer:
@@ -158,23 +155,11 @@ def _load(path: str) -> dict[str, Array]:
         return dict(arrays)
 
 
-def _modules_on_file() -> tuple[str, ...]:
-    specs = {name: getattr(module, "__spec__", None) for name, module in list(sys.modules.items())}
-    return tuple(name for name, spec in specs.items() if spec is not None and spec.has_location and name != "__main__")
-
-
 def main() -> None:
-    reply_to = os.dup(1)
-    os.dup2(2, 1)
-    opened: list[Session] = []
-    try:
-        reply = _serve(from_plain(GenerationRequest, loads(sys.stdin.read(), "request"), "request"), opened)
-    except EdgeoptError as error:
-        reply = GenerationReply(failure=Failure(type(error).__name__, error.problem, error.where, error.fix))
-    with os.fdopen(reply_to, "w") as stream:
-        stream.write(dumps(reply))
-    sys.stderr.flush()
-    os._exit(0)
+    respond(
+        lambda text, opened: _serve(from_plain(GenerationRequest, loads(text, "request"), "request"), opened),
+        lambda failure: GenerationReply(failure=failure),
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import os
 import resource
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,7 +198,7 @@ def _load_inputs(file: FileRequest) -> dict[str, Array]:
         return {name: arrays[f"arr_{i}"] for i, name in enumerate(file.input_names)}
 
 
-def _modules_on_file() -> tuple[str, ...]:
+def modules_on_file() -> tuple[str, ...]:
     specs = {name: getattr(module, "__spec__", None) for name, module in list(sys.modules.items())}
     return tuple(name for name, spec in specs.items() if spec is not None and spec.has_location and name != "__main__")
 
@@ -214,21 +214,34 @@ def _serve(request: Request, opened: list[Session]) -> Reply:
     opened += [_open(file, request.threads) for file in request.files]
     inputs = [s.encode(_load_inputs(file)) for s, file in zip(opened, request.files, strict=True)]
     rounds, invocations = time_rounds(opened, inputs, request.budget_s)
-    return Reply(tuple(tuple(r) for r in rounds), tuple(invocations), modules=_modules_on_file())
+    return Reply(tuple(tuple(r) for r in rounds), tuple(invocations), modules=modules_on_file())
 
 
-def main() -> None:
+def respond(answer: Callable[[str, list[Session]], object], refuse: Callable[[Failure], object]) -> None:
+    """Answer the one request on standard input, on what was standard output, and end the process.
+
+    Args:
+        answer: request -> reply; puts every session that it opens into the list, which keeps them to the end.
+        refuse: the reply where that raised an error of ours.
+    """
     reply_to = os.dup(1)
-    os.dup2(2, 1)
+    os.dup2(2, 1)  # libraries print there
     opened: list[Session] = []
     try:
-        reply = _serve(from_plain(Request, loads(sys.stdin.read(), "request"), "request"), opened)
+        reply = answer(sys.stdin.read(), opened)
     except EdgeoptError as error:
-        reply = Reply(failure=Failure(type(error).__name__, error.problem, error.where, error.fix))
+        reply = refuse(Failure(type(error).__name__, error.problem, error.where, error.fix))
     with os.fdopen(reply_to, "w") as stream:
         stream.write(dumps(reply))
     sys.stderr.flush()
     os._exit(0)
+
+
+def main() -> None:
+    respond(
+        lambda text, opened: _serve(from_plain(Request, loads(text, "request"), "request"), opened),
+        lambda failure: Reply(failure=failure),
+    )
 
 
 if __name__ == "__main__":
